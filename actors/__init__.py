@@ -1,0 +1,1 @@
+"""What runs inside Ray processes: the session actor, turns, and the node agent."""

@@ -1,0 +1,172 @@
+"""What gateways, node agents and session actors say to each other through Ray.
+
+An expected refusal travels as a `Refusal` value, never as an exception: Ray wraps exceptions in its
+own, and a caller must not mistake an answer for a broken call. `accept` turns it back.
+"""
+
+import enum
+from typing import Any, TypeVar
+
+import msgspec
+
+from torpor import errors, messages
+from torpor.storage import records
+
+#: Ray's namespace for everything of ours.
+NAMESPACE = "torpor"
+
+
+class Refusal(msgspec.Struct, frozen=True, kw_only=True):
+    """An error as a value."""
+
+    reason: str
+    message: str
+    ids: dict[str, str]
+
+
+T = TypeVar("T")
+
+
+def refuse(error: errors.TorporError) -> Refusal:
+    """Return an error as a value."""
+    return Refusal(reason=error.reason, message=error.message, ids=error.ids)
+
+
+def accept(answer: T | Refusal) -> T:
+    """Return the answer, or raise the error that it is."""
+    if isinstance(answer, Refusal):
+        raise errors.by_reason(answer.reason)(answer.message, **answer.ids)
+    return answer
+
+
+def session_actor_name(key: records.SessionKey, epoch: int) -> str:
+    """Return the Ray name of the actor that holds one epoch of a session."""
+    return f"session/{key}/{epoch}"
+
+
+def node_agent_name(node: str) -> str:
+    """Return the Ray name of a node's agent."""
+    return f"node-agent/{node}"
+
+
+def gateway_name(node: str) -> str:
+    """Return the Ray name of a node's gateway."""
+    return f"gateway/{node}"
+
+
+class BusyPolicy(enum.StrEnum):
+    """What happens to a message that finds the session in the middle of a turn."""
+
+    ENQUEUE = "enqueue"
+    REJECT = "reject"
+
+
+# --- gateway → node agent (Ray actor `node_agent_name(node)`) --------------------------------------
+# activate(Activate) -> Activated | Refusal        NoCapacity, NodeDraining, Fenced, ActivationFailed,
+#                                                  CheckpointCorrupt, BlobCorrupt, BlobMissing, …
+# bury(records.SessionKey, epoch: int) -> bool     the process of that epoch is proven dead and vacated
+# inspect_agent(import_path: str) -> AgentDescription | Refusal        AgentImportFailed
+# drain() -> None                                  refuse activations from now on, evict what is idle
+# observe() -> records.NodeLoad
+
+
+class Activate(msgspec.Struct, frozen=True, kw_only=True):
+    """Ask a node for a slot and wake a session in it."""
+
+    key: records.SessionKey
+    #: What the gateway saw in the head: the claim is a compare-and-set on it.
+    observed_epoch: int
+    observed_incarnation: str
+    agent: records.AgentVersion
+    #: Seconds until the caller gives up.
+    deadline_s: float
+
+
+class Activated(msgspec.Struct, frozen=True, kw_only=True):
+    """The session is up."""
+
+    epoch: int
+    #: As it is in the head.
+    owner: records.Owner
+
+
+class AgentDescription(msgspec.Struct, frozen=True, kw_only=True):
+    """What a node found when it imported an agent."""
+
+    import_path: str
+    #: The class's name in lower case: the default name.
+    default_name: str
+    digest: str
+    settings: Any  # torpor.agent.AgentSettings
+
+
+# --- gateway → session actor (Ray actor `session_actor_name(key, epoch)`) ---------------------------
+# deliver(Deliver) -> Delivered | Refusal          Fenced when the epoch is not the actor's
+# control(Control) -> Controlled | Refusal
+# place_file(PlaceFile) -> Placed | Refusal
+# drain_inbox(epoch: int) -> None                  look into the inbox now; returns at once
+
+
+class Deliver(msgspec.Struct, frozen=True, kw_only=True):
+    """One message to be handled and answered."""
+
+    epoch: int
+    message: messages.Message
+    body_digest: str
+    busy: BusyPolicy
+    #: Seconds until the caller gives up; a message still waiting then is dropped unhandled.
+    deadline_s: float
+
+
+class Delivered(msgspec.Struct, frozen=True, kw_only=True):
+    """A turn that is committed."""
+
+    text: str
+    data: dict[str, Any]
+    seq: int
+    version: int
+    #: Set when the agent failed: the error's reason and message.
+    error: Refusal | None = None
+    #: Whether the request id had been handled before.
+    repeated: bool = False
+
+
+class Verb(enum.StrEnum):
+    """What a person may ask of a resident session."""
+
+    EVICT = "evict"
+    PAUSE = "pause"
+    RESUME = "resume"
+
+
+class Control(msgspec.Struct, frozen=True, kw_only=True):
+    """A request that is no message; handled in order with the turns."""
+
+    epoch: int
+    verb: Verb
+    request_id: str
+    deadline_s: float
+
+
+class Controlled(msgspec.Struct, frozen=True, kw_only=True):
+    """It is done and committed."""
+
+    version: int
+
+
+class PlaceFile(msgspec.Struct, frozen=True, kw_only=True):
+    """Put an uploaded blob into the workspace, as a commit of its own."""
+
+    epoch: int
+    path: str
+    digest: str
+    size_bytes: int
+    mode: int
+    request_id: str
+    deadline_s: float
+
+
+class Placed(msgspec.Struct, frozen=True, kw_only=True):
+    """The file is in the workspace and committed."""
+
+    version: int

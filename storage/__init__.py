@@ -1,0 +1,1 @@
+"""Records, commit scripts, blobs, workspace snapshots and checkpoint envelopes."""

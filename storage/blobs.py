@@ -1,0 +1,74 @@
+"""Content-addressed bytes in shared storage, as a protocol.
+
+A digest is `b3-` and 64 hex digits of BLAKE3, so the algorithm is named and the digest is a file name.
+Blobs belong to a tenant, are created once and never changed. A blob is published by the commit that
+names it: what no commit names is an orphan.
+"""
+
+import pathlib
+from collections.abc import Iterator
+from types import TracebackType
+from typing import Protocol, Self
+
+
+class Upload(Protocol):
+    """Blobs that become durable together.
+
+    As a context manager: on a clean exit every blob put is durable (files, then folders, synced once);
+    after an exception nothing is promised and what was half written is removed.
+    """
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None: ...
+
+    def put(self, data: bytes) -> str:
+        """Write bytes; returns their digest.
+
+        Raises:
+            StorageFull, StorageUnavailable
+        """
+        ...
+
+    def put_file(self, source: pathlib.Path) -> tuple[str, int]:
+        """Copy a file's present content in constant memory; returns its digest and size in bytes.
+
+        What is hashed is what was copied, also if the file changes meanwhile. Links are not followed.
+
+        Raises:
+            StorageFull, StorageUnavailable
+        """
+        ...
+
+
+class BlobStore(Protocol):
+    """Where blobs live. All methods block: call them from a thread when on an event loop."""
+
+    def upload(self, tenant: str) -> Upload:
+        """Begin a group of blobs."""
+        ...
+
+    def get(self, tenant: str, digest: str, *, bytes_max: int) -> bytes:
+        """Return a blob whose hash was checked.
+
+        Raises:
+            BlobMissing, BlobCorrupt (also when it is larger than `bytes_max`), StorageUnavailable
+        """
+        ...
+
+    def chunks(self, tenant: str, digest: str) -> Iterator[bytes]:
+        """Yield a blob in pieces of `FILE_CHUNK_BYTES`; raises `BlobCorrupt` at its end if the hash differs.
+
+        Raises:
+            BlobMissing, BlobCorrupt, StorageUnavailable
+        """
+        ...
+
+    def exists(self, tenant: str, digest: str) -> bool:
+        """Whether the blob is there; its content is not checked."""
+        ...

@@ -1,0 +1,266 @@
+"""The store as a protocol: what Redis must do for torpor, and nothing about how.
+
+Two implementations pass the same conformance suite (`torpor.testing.conformance`): Redis, and one in
+memory for unit tests. Every write here is durable at the deployment's level when the call returns.
+
+All methods may raise `StoreUnavailable` (nothing is known to have happened, reads and idempotent
+writes may be repeated) and, for writes, `StoreReadOnly` (definitely nothing happened). `commit` raises
+`OutcomeUnknown` instead of `StoreUnavailable` once the script may have been sent.
+"""
+
+from collections.abc import AsyncIterator, Sequence
+from typing import Protocol
+
+from torpor.storage import records
+
+
+class Sessions(Protocol):
+    """The records of sessions, each in one hash slot."""
+
+    async def create(self, new: records.NewSession) -> records.Head:
+        """Write the head of a new session, with the event `session.created`, and index it.
+
+        The same `request_id` again returns the head that is there.
+
+        Raises:
+            SessionExists: the id is taken by another request.
+            SessionDeleted: the id was used and deleted.
+        """
+        ...
+
+    async def head(self, key: records.SessionKey) -> records.Head:
+        """Return the head.
+
+        Raises:
+            SessionNotFound: there is none.
+            SessionDeleted: only its tombstone is left.
+        """
+        ...
+
+    async def page(
+        self, tenant: str, *, after: str, limit: int
+    ) -> tuple[list[records.Head], str]:
+        """Return up to `limit` heads of a tenant in order of creation, and the next `after`.
+
+        `after` is opaque, empty for the first page; the returned one is empty at the end.
+        """
+        ...
+
+    async def acquire(self, claim: records.Acquire) -> records.Acquired:
+        """Take ownership: epoch + 1 with the claim's nonce, if the head is as observed.
+
+        Raises:
+            Fenced: the head has another epoch or owner than observed.
+            SessionNotFound, SessionDeleted
+        """
+        ...
+
+    async def commit(self, commit: records.Commit) -> records.Committed:
+        """Make a turn true, all of it or nothing.
+
+        Checked in this order, before the first write: exists, epoch and nonce, commit id, version,
+        seqs, consumed items, bounds.
+
+        Raises:
+            Fenced: epoch or nonce differs; the caller must stop.
+            VersionConflict: the version differs.
+            SessionDeleted, SessionNotFound
+            DedupFull: `DEDUP_HOT_MAX` would be passed.
+            OutcomeUnknown: the answer was lost; acquire again, then compare `head.commit_id`.
+        """
+        ...
+
+    async def release(self, key: records.SessionKey, *, epoch: int, nonce: str) -> bool:
+        """Give up ownership; False, and nothing changed, while the inbox of a session that is not
+        paused holds something.
+
+        Raises:
+            Fenced: the caller no longer owns it.
+        """
+        ...
+
+    async def vacate(self, key: records.SessionKey, *, epoch: int, incarnation: str) -> bool:
+        """Clear the owner on behalf of a process that is proven dead; False if it is not the owner."""
+        ...
+
+    async def seal(self, seal: records.Seal) -> None:
+        """Trim the hot tail below `new_hot_from` and name the new cold index, in one step.
+
+        Raises:
+            Fenced, VersionConflict: (the latter if `hot_from` is not as observed)
+        """
+        ...
+
+    async def hot(self, key: records.SessionKey, *, after: int, limit: int) -> records.HotPage:
+        """Return hot events with seq > `after`, and where hot begins, as of one moment."""
+        ...
+
+    async def enqueue(self, key: records.SessionKey, item: records.InboxItem) -> records.Enqueued:
+        """Append to the inbox once per request id.
+
+        Raises:
+            InboxFull: `INBOX_MAX` items wait.
+            RequestIdReused: the id is known with another body digest.
+            SessionDeleted, SessionNotFound
+        """
+        ...
+
+    async def inbox(self, key: records.SessionKey) -> list[records.InboxItem]:
+        """Return what waits, oldest first."""
+        ...
+
+    async def outcome(self, key: records.SessionKey, request_id: str) -> records.Outcome | None:
+        """Return what is known of a request id beside the hot tail."""
+        ...
+
+    async def delete(self, key: records.SessionKey) -> None:
+        """Leave a tombstone with a higher epoch, so that no owner can write again. Idempotent."""
+        ...
+
+
+class WakeIndex(Protocol):
+    """Hints that a session has something to wake for. Late or needless, never lost.
+
+    Writers hint, append, hint again if the hint was swept meanwhile (`ensure`), and only then
+    acknowledge; sweepers remove a hint, look at the inbox, and put it back if it holds something.
+    """
+
+    async def ensure(self, key: records.SessionKey) -> None:
+        """Write the hint unless it is there."""
+        ...
+
+    async def clear(self, key: records.SessionKey) -> None:
+        """Remove the hint, then look: if the inbox of a session that is not paused or deleted holds
+        something, put it back.
+        """
+        ...
+
+    async def hinted(self, shard: int, *, limit: int) -> list[records.SessionKey]:
+        """Return up to `limit` hinted sessions of a shard (0 ≤ shard < `WAKE_SHARDS`), oldest first."""
+        ...
+
+
+class Nodes(Protocol):
+    """Leases, announcements and loads of nodes."""
+
+    async def claim_lease(self, node: str, incarnation: str, *, ttl_ms: int) -> bool:
+        """Create the lease of a new incarnation; False if it exists."""
+        ...
+
+    async def renew_lease(self, node: str, incarnation: str, *, ttl_ms: int) -> bool:
+        """Prolong a lease that still stands; False if it has lapsed. Never creates one."""
+        ...
+
+    async def drop_lease(self, node: str, incarnation: str) -> None:
+        """End a lease at once."""
+        ...
+
+    async def lease_stands(self, node: str, incarnation: str) -> bool:
+        """Whether the incarnation is still in office."""
+        ...
+
+    async def announce(self, record: records.NodeRecord) -> None:
+        """Write or replace the node's record."""
+        ...
+
+    async def withdraw(self, node: str) -> None:
+        """Remove the node's record and load."""
+        ...
+
+    async def publish_load(self, load: records.NodeLoad) -> None:
+        """Replace the node's load (not durable: a load is old news in a second)."""
+        ...
+
+    async def views(self) -> list[records.NodeView]:
+        """Return all announced nodes with load and lease, in order of name."""
+        ...
+
+
+class Catalog(Protocol):
+    """Tenants, API keys and agent versions."""
+
+    async def create_tenant(self, tenant: str, *, at_ms: int) -> None:
+        """Make a tenant known. Idempotent."""
+        ...
+
+    async def tenants(self) -> list[str]:
+        """Return all tenants by name."""
+        ...
+
+    async def tenant_exists(self, tenant: str) -> bool:
+        """Whether the tenant is known."""
+        ...
+
+    async def put_key(self, key_digest: str, key: records.ApiKey) -> None:
+        """Store what an API key stands for under the SHA-256 of the key.
+
+        Raises:
+            TenantNotFound: the key names an unknown tenant.
+        """
+        ...
+
+    async def api_key(self, key_digest: str) -> records.ApiKey | None:
+        """Return what the key stands for."""
+        ...
+
+    async def revoke_key(self, key_digest: str) -> bool:
+        """Forget a key; False if it was unknown."""
+        ...
+
+    async def register(self, tenant: str, version: records.AgentVersion) -> records.AgentVersion:
+        """Add a version, numbered after the newest one; the newest one itself if the digest is equal.
+
+        The number in `version.version` is ignored. Atomic: two registrations get two numbers.
+        """
+        ...
+
+    async def agent(self, tenant: str, name: str, version: int = 0) -> records.AgentVersion:
+        """Return one version, the newest for 0.
+
+        Raises:
+            AgentNotFound
+        """
+        ...
+
+    async def agents(self, tenant: str) -> list[records.AgentVersion]:
+        """Return the newest version of each agent, by name."""
+        ...
+
+
+class Feed(Protocol):
+    """Nudges to watchers: a commit took place, or a provisional delta passed. Not durable."""
+
+    async def publish_delta(self, key: records.SessionKey, delta: bytes) -> None:
+        """Send a provisional piece to whoever watches now."""
+        ...
+
+    def subscribe(self, key: records.SessionKey) -> AsyncIterator[bytes]:
+        """Yield `b"c"` after each commit (some may be folded or lost: poll too) and `b"d" + delta`.
+
+        Subscribed by the time the first `__anext__` is awaited once; closing the iterator
+        (`aclose`) unsubscribes.
+        """
+        ...
+
+
+class Store(Protocol):
+    """One connection pool to one store, in its parts."""
+
+    sessions: Sessions
+    wake: WakeIndex
+    nodes: Nodes
+    catalog: Catalog
+    feed: Feed
+
+    async def check_durability(self) -> Sequence[str]:
+        """Return notes on what could not be determined; raise if the level is not reached.
+
+        Raises:
+            StoreBelowDurability: with the setting and the remedy in the message.
+            StoreUnavailable
+        """
+        ...
+
+    async def close(self) -> None:
+        """Close all connections."""
+        ...
