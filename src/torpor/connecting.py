@@ -1,13 +1,14 @@
 """How to reach a gateway, without loading gRPC before somebody does.
 
-Session processes import `torpor` for `torpor.Agent` alone; gRPC would cost each of them memory and must
-not be forked.
+Session processes import `torpor` for `torpor.Agent` alone; gRPC would cost each of them memory and
+must not be forked.
 """
 
-from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from contextlib import AbstractAsyncContextManager, AbstractContextManager
+
     from torpor import client
 
 #: Where `torpor dev` listens.
@@ -41,7 +42,7 @@ def connect_sync(
     tenant: str | None = None,
     timeout_s: float | None = None,
 ) -> "AbstractContextManager[client.BlockingClient]":
-    """Connect as `connect` does, with methods that block: `with torpor.connect_sync(…) as client`."""
+    """Connect as `connect` does, to methods that block: `with torpor.connect_sync(…) as client`."""
     from torpor import client
 
     return client.connect_sync(address, api_key=api_key, tenant=tenant, timeout_s=timeout_s)
