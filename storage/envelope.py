@@ -15,12 +15,11 @@ import hmac
 import platform
 import struct
 
-import blake3
 import cloudpickle  # type: ignore[import-untyped]
 import msgspec
 
 from torpor import errors, limits
-from torpor.storage import keyring, records
+from torpor.storage import digests, keyring, records
 
 MAGIC = b"torporck"
 FORMAT = 1
@@ -69,18 +68,13 @@ def seal(header: Header, payload: bytes, keys: keyring.TenantKeys) -> bytes:
     return b"".join((prefix, encoded, payload, signature.digest()))
 
 
-def digest(envelope: bytes) -> str:
-    """Return `b3-` and the hex digits of BLAKE3: what `CheckpointRef.state` names."""
-    return f"b3-{blake3.blake3(envelope).hexdigest()}"
-
-
 def reference(header: Header, envelope: bytes, *, inline: bool) -> records.CheckpointRef:
     """Return what the head says of this envelope."""
     return records.CheckpointRef(
         version=header.version,
         epoch=header.epoch,
         origin=header.origin,
-        state=digest(envelope),
+        state=digests.of(envelope),
         state_bytes=len(envelope),
         inline=inline,
     )
@@ -164,7 +158,7 @@ def _decode(encoded: bytes) -> Header:
 def _compare(header: Header, envelope: bytes, expected: records.CheckpointRef, tenant: str) -> None:
     is_ = (header.tenant, header.origin, header.epoch, header.version)
     named = (tenant, expected.origin, expected.epoch, expected.version)
-    if is_ == named and digest(envelope) == expected.state:
+    if is_ == named and digests.of(envelope) == expected.state:
         return
     raise errors.CheckpointCorrupt(
         "this is not the checkpoint that the head names: it is {}/{} epoch {} version {}, ".format(

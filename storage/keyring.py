@@ -54,7 +54,7 @@ class Keyring:
     def for_tenant(self, tenant: str) -> TenantKeys:
         """Return the tenant's keys; no master, and no other tenant's key, follows from them."""
         info = _CHECKPOINT_INFO + tenant.encode()
-        keys = {key_id: _derive(master, info) for key_id, master in self._masters.items()}
+        keys = {key_id: hkdf(master, _SALT, info) for key_id, master in self._masters.items()}
         return TenantKeys(tenant=tenant, signing_id=next(iter(keys)), keys=keys)
 
 
@@ -124,7 +124,7 @@ def _parse(path: pathlib.Path, text: bytes) -> dict[str, bytes]:
     return keys
 
 
-def _derive(master: bytes, info: bytes) -> bytes:
-    # HKDF-SHA256 of RFC 5869; 32 bytes are its first block, so expanding is one HMAC.
-    extracted = hmac.digest(_SALT, master, hashlib.sha256)
+def hkdf(secret: bytes, salt: bytes, info: bytes) -> bytes:
+    """Return 32 bytes of HKDF-SHA256 (RFC 5869): one block, so expanding is one HMAC."""
+    extracted = hmac.digest(salt, secret, hashlib.sha256)
     return hmac.digest(extracted, info + b"\x01", hashlib.sha256)
