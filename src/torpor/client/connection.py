@@ -1,0 +1,147 @@
+"""The channel to a gateway, and calls over it with credentials, deadlines and retries."""
+
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from typing import TypeVar
+
+import msgspec
+from grpc import aio
+
+from torpor import clock, limits, status
+from torpor.client import retry
+from torpor.v1 import admin_pb2_grpc, agents_pb2_grpc, sessions_pb2_grpc, workspaces_pb2_grpc
+
+Request = TypeVar("Request")
+Response = TypeVar("Response")
+Result = TypeVar("Result")
+
+#: Reads, and writes that one gateway does alone.
+READ_TIMEOUT_S = 30.0
+#: What may first have to wake the session, or wait for the turn under way.
+CONTROL_TIMEOUT_S = 60.0
+#: A turn may take ten minutes by default, and waking comes before it.
+TURN_TIMEOUT_S = 660.0
+#: One file or log, in pieces; a gigabyte at 4 MB/s.
+TRANSFER_TIMEOUT_S = 300.0
+#: Draining waits for the turns of a node.
+DRAIN_TIMEOUT_S = 900.0
+
+_OPTIONS: tuple[tuple[str, int], ...] = (
+    # A quiet turn or watch must notice a gateway that vanished without a word.
+    ("grpc.keepalive_time_ms", 30_000),
+    ("grpc.keepalive_timeout_ms", 15_000),
+    ("grpc.http2.max_pings_without_data", 0),
+    ("grpc.max_receive_message_length", limits.GRPC_MESSAGE_BYTES_MAX),
+    ("grpc.max_send_message_length", limits.GRPC_MESSAGE_BYTES_MAX),
+    # Retries are made here, with the deadline and the request id in view.
+    ("grpc.enable_retries", 0),
+    # Otherwise a channel that failed waits up to two minutes before it dials again.
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 2_000),
+)
+
+
+class Credentials(msgspec.Struct, frozen=True, kw_only=True):
+    """Who calls."""
+
+    api_key: str | None = None
+    #: For operators: whose sessions are meant.
+    tenant: str | None = None
+
+    def metadata(self) -> aio.Metadata:
+        """Return the headers that say so."""
+        pairs = []
+        if self.api_key:
+            pairs.append(("authorization", f"Bearer {self.api_key}"))
+        if self.tenant:
+            pairs.append(("x-torpor-tenant", self.tenant))
+        return aio.Metadata(*pairs)
+
+
+class Connection:
+    """One channel. Make it on the event loop that uses it."""
+
+    def __init__(
+        self,
+        address: str,
+        *,
+        credentials: Credentials,
+        timeout_s: float | None = None,
+        policy: retry.Policy | None = None,
+        time: clock.Clock | None = None,
+    ) -> None:
+        self.address = address
+        self.metadata = credentials.metadata()
+        self.policy = policy or retry.Policy()
+        self.clock = time or clock.SystemClock()
+        self._timeout_s = timeout_s
+        self._channel = aio.insecure_channel(address, options=_OPTIONS)
+        self.sessions = sessions_pb2_grpc.SessionsStub(self._channel)
+        self.workspaces = workspaces_pb2_grpc.WorkspacesStub(self._channel)
+        self.agents = agents_pb2_grpc.AgentsStub(self._channel)
+        self.admin = admin_pb2_grpc.AdminStub(self._channel)
+
+    async def close(self) -> None:
+        """Close the channel; calls under way are cancelled."""
+        await self._channel.close()
+
+    async def call(
+        self,
+        method: aio.UnaryUnaryMultiCallable[Request, Response],
+        request: Request,
+        *,
+        timeout_s: float | None,
+        default_s: float,
+    ) -> Response:
+        """Make a call, again if it may be; `default_s` is the method's own deadline.
+
+        A request that changes something carries its request id, which therefore stays the same.
+
+        Raises:
+            TorporError: what the gateway said last, or what keeps us from it.
+        """
+
+        async def once(left_s: float) -> Response:
+            return await method(request, timeout=left_s, metadata=self.metadata)
+
+        return await self.retrying(once, timeout_s=timeout_s, default_s=default_s)
+
+    async def retrying(
+        self,
+        operation: Callable[[float], Awaitable[Result]],
+        *,
+        timeout_s: float | None,
+        default_s: float,
+    ) -> Result:
+        """Run `operation(seconds left)` until it succeeds, may not be repeated, or time is up."""
+        deadline_s = self.clock.monotonic_s() + (timeout_s or self._timeout_s or default_s)
+        failures = 0
+        while True:
+            try:
+                return await operation(max(0.0, deadline_s - self.clock.monotonic_s()))
+            except aio.AioRpcError as rpc_error:
+                failures += 1
+                error, least_s = status.failure(rpc_error, address=self.address)
+                wait_s = self.policy.delay_s(failures, at_least_s=least_s)
+                late = self.clock.monotonic_s() + wait_s >= deadline_s
+                if not error.retryable or failures >= self.policy.attempts_max or late:
+                    raise error from None
+            await self.clock.sleep(wait_s)
+
+    async def stream(
+        self,
+        method: aio.UnaryStreamMultiCallable[Request, Response],
+        request: Request,
+        *,
+        timeout_s: float | None,
+    ) -> AsyncGenerator[Response]:
+        """Yield a stream's messages, and end the call when the iterator is closed.
+
+        Raises:
+            AioRpcError: for `retrying`, or for whoever knows where to go on.
+        """
+        call = method(request, timeout=timeout_s, metadata=self.metadata)
+        try:
+            async for response in call:
+                yield response
+        finally:
+            call.cancel()
