@@ -1,0 +1,101 @@
+"""A context without a cluster, to test agents as plain objects."""
+
+import json
+import pathlib
+import re
+from collections.abc import Collection, Sequence
+from typing import Any
+
+import msgspec
+
+from torpor import errors, limits, messages
+
+_TYPE = re.compile(r"[a-z0-9_]+(\.[a-z0-9_]+)+")
+
+
+class FakePage(msgspec.Struct, frozen=True, kw_only=True):
+    """One run of a `FakeHistory`."""
+
+    #: In order of `seq`.
+    events: list[messages.Event]
+    #: Pass as `after` to read on; `None` at the end.
+    next_after: int | None
+
+
+class FakeHistory:
+    """The events that a test says were committed before the turn."""
+
+    def __init__(self, events: Sequence[messages.Event] = ()) -> None:
+        self._events = list(events)
+
+    async def page(
+        self, *, after: int = 0, limit: int = 100, types: Collection[str] = ()
+    ) -> FakePage:
+        """Return up to `limit` events with `seq > after`, of `types` if given."""
+        found = [event for event in self._of(types) if event.seq > after]
+        cut = found[: min(limit, limits.PAGE_EVENTS_MAX)]
+        more = len(cut) < len(found)
+        return FakePage(events=cut, next_after=cut[-1].seq if more else None)
+
+    async def tail(self, limit: int = 100, *, types: Collection[str] = ()) -> list[messages.Event]:
+        """Return the newest `limit` events, oldest first, of `types` if given."""
+        return self._of(types)[-limit:]
+
+    def _of(self, types: Collection[str]) -> list[messages.Event]:
+        return [event for event in self._events if not types or event.type in types]
+
+
+class FakeContext:
+    """A `torpor.Context` over a folder of the test's; it collects what the agent sends.
+
+        ctx = FakeContext(tmp_path)
+        reply = await MyAgent().on_message(ctx, torpor.Message(text="hello"))
+        assert ctx.emitted == [("weather.asked", {"place": "Oslo"})]
+
+    The folder is not made the process's working directory: a test of an agent that relies on it
+    does that itself, for instance with `monkeypatch.chdir`.
+    """
+
+    def __init__(
+        self,
+        workspace: pathlib.Path,
+        *,
+        committed: Sequence[messages.Event] = (),
+        session: str = "session-test",
+        tenant: str = "tenant-test",
+        turn: int = 1,
+    ) -> None:
+        self.session = session
+        self.tenant = tenant
+        self.turn = turn
+        self.workspace = workspace
+        self.history = FakeHistory(committed)
+        #: What `emit` was called with, in order.
+        self.emitted: list[tuple[str, dict[str, Any]]] = []
+        #: What `stream` was called with, in order.
+        self.streamed: list[str] = []
+
+    async def emit(self, type: str, data: dict[str, Any]) -> None:  # noqa: A002
+        """Collect an event, under the rules of a real session.
+
+        Raises:
+            InvalidField: the type is not dotted lower case, uses a prefix that is reserved for
+                torpor, or the data is not JSON-like.
+        """
+        if not _TYPE.fullmatch(type) or type.startswith(messages.RESERVED_PREFIXES):
+            raise errors.InvalidField(
+                f"{type!r} is not an event type that an agent may use: write it dotted and in "
+                f"lower case, and begin with none of {', '.join(messages.RESERVED_PREFIXES)}",
+                field="type",
+            )
+        try:
+            encoded = json.dumps(data, allow_nan=False)
+        except (TypeError, ValueError) as failure:
+            raise errors.InvalidField(
+                f"the data of {type!r} is not JSON-like: {failure}", field="data"
+            ) from failure
+        self.emitted.append((type, json.loads(encoded)))
+
+    def stream(self, text: str) -> None:
+        """Collect a provisional piece of the reply."""
+        self.streamed.append(text)
