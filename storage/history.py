@@ -66,8 +66,13 @@ class History:
         self._segments: _Cache[list[messages.Event]] = _Cache(SEGMENTS_CACHED_MAX)
 
     async def read(self, after: int, limit: int) -> list[messages.Event]:
-        """Return up to `limit` events from seq `after + 1` on; nothing at the end."""
-        events, _ = await self._run(after, limit)
+        """Return `limit` events from seq `after + 1` on, fewer only at the end."""
+        events: list[messages.Event] = []
+        while len(events) < limit:
+            run, next_seq = await self._run(after + len(events), limit - len(events))
+            events += run
+            if not run or run[-1].seq + 1 >= next_seq:
+                break
         return events
 
     async def page(self, *, after: int = 0, limit: int = 100, types: Collection[str] = ()) -> Page:
@@ -103,7 +108,7 @@ class History:
         found: list[messages.Event] = []
         while end > oldest and len(found) < limit:
             begin = max(oldest, end - limits.SEGMENT_EVENTS_MAX)
-            window = await self._window(begin, end)
+            window = await self.read(begin, end - begin)
             found = [event for event in window if not types or event.type in types] + found
             end = begin
         return found[-limit:]
@@ -149,7 +154,7 @@ class History:
 
     async def _run(self, after: int, limit: int) -> tuple[list[messages.Event], int]:
         """Return the run from `after + 1` on, not empty before the end, and the next seq."""
-        limit = _clamp(limit)
+        limit = min(limit, limits.PAGE_EVENTS_MAX)
         hot = await self._sessions.hot(self._key, after=after, limit=limit)
         events = hot.events
         # One read tells the boundary and the index of the same moment: what is not hot is cold.
@@ -173,16 +178,6 @@ class History:
         events = [event for event in events if after < event.seq <= last_seq]
         if not events or events[-1].seq != last_seq:
             raise self._gap(events[-1].seq + 1 if events else after + 1)
-        return events
-
-    async def _window(self, after: int, last_seq: int) -> list[messages.Event]:
-        events: list[messages.Event] = []
-        while after < last_seq:
-            run = await self.read(after, last_seq - after)
-            if not run:
-                raise self._gap(after + 1)
-            events += run
-            after = run[-1].seq
         return events
 
     async def _index(self, digest: str) -> list[segments.IndexEntry]:
