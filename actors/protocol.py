@@ -5,18 +5,22 @@ own, and a caller must not mistake an answer for a broken call. `accept` turns i
 """
 
 import enum
+import pathlib
 from typing import Any, TypeVar
 
 import msgspec
 
-from torpor import errors, messages
-from torpor.storage import records
+from torpor import agent, deployment, errors, messages
+from torpor.storage import keyring, records
 
 #: Ray's namespace for everything of ours.
 NAMESPACE = "torpor"
+#: What lies in a slot's folder: the session's files, and the slot board.
+WORKSPACE = "workspace"
+BOARD = "board"
 
 
-class Refusal(msgspec.Struct, frozen=True, kw_only=True):
+class Refusal(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """An error as a value."""
 
     reason: str
@@ -90,14 +94,14 @@ class Activated(msgspec.Struct, frozen=True, kw_only=True):
     owner: records.Owner
 
 
-class AgentDescription(msgspec.Struct, frozen=True, kw_only=True):
+class AgentDescription(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """What a node found when it imported an agent."""
 
     import_path: str
     #: The class's name in lower case: the default name.
     default_name: str
     digest: str
-    settings: Any  # torpor.agent.AgentSettings
+    settings: agent.AgentSettings
 
 
 # --- gateway → session actor (Ray actor `session_actor_name(key, epoch)`) ---------------------------
@@ -154,6 +158,16 @@ class Controlled(msgspec.Struct, frozen=True, kw_only=True):
     version: int
 
 
+class DrainInbox(msgspec.Struct, frozen=True, kw_only=True):
+    """Handle what lies in the durable inbox."""
+
+
+class Leave(msgspec.Struct, frozen=True, kw_only=True):
+    """The node wants the slot back, unless something is under way in it."""
+
+    epoch: int
+
+
 class PlaceFile(msgspec.Struct, frozen=True, kw_only=True):
     """Put an uploaded blob into the workspace, as a commit of its own."""
 
@@ -170,3 +184,31 @@ class Placed(msgspec.Struct, frozen=True, kw_only=True):
     """The file is in the workspace and committed."""
 
     version: int
+
+
+# --- node agent → session actor ---------------------------------------------------------------------
+# boot(BootSpec) -> Booted | Refusal
+# leave(Leave) -> Controlled | Refusal              NotEvictable when it is at work
+# ping() -> int                                     its epoch; answers whatever the agent's code does
+# run_until_ended() -> None                         returns never: the process ends when the session has
+
+
+class BootSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything a fresh process needs to become a session's owner."""
+
+    deployment: deployment.Deployment
+    claim: records.Acquire
+    agent: records.AgentVersion
+    #: The tenant's own keys, never the deployment's.
+    keys: keyring.TenantKeys
+    #: The node's name, for the history.
+    node_name: str
+    #: The slot's folder, made by the node agent; the workspace and the board lie in it.
+    slot: pathlib.Path
+
+
+class Booted(msgspec.Struct, frozen=True, kw_only=True):
+    """The session is loaded and answers."""
+
+    epoch: int
+    pid: int

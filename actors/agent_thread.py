@@ -1,0 +1,148 @@
+"""The thread that agent code runs on.
+
+The session actor's event loop answers calls, renews, commits; agent code may block. So it gets a loop
+on a thread of its own, on which everything that touches the agent object happens, one thing at a time:
+waking it, running a turn, pickling it, taking the snapshot of its files.
+"""
+
+import asyncio
+import contextlib
+import threading
+import traceback
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, TypeVar
+
+import msgspec
+
+from torpor import agent, errors, messages
+from torpor.actors import turn_context
+from torpor.storage import snapshot, state
+
+T = TypeVar("T")
+
+#: After a turn's time is up its coroutine is cancelled; code that blocks gets this long to notice.
+CANCEL_GRACE_S = 5.0
+#: Lines of a traceback that go into the history.
+TRACEBACK_LINES_MAX = 20
+
+
+class TurnResult(msgspec.Struct, frozen=True, kw_only=True):
+    """What a turn that ended well leaves to be committed."""
+
+    reply: messages.Reply
+    #: The agent, pickled.
+    state: bytes
+    snapshot: snapshot.Snapshot
+
+
+class TurnFailure(msgspec.Struct, frozen=True, kw_only=True):
+    """Why a turn is to be committed as failed: the agent's doing, so that repeating it is no use."""
+
+    reason: str
+    message: str
+    #: The traceback's last lines.
+    traceback: str
+
+
+class AgentThread:
+    """One agent object on one thread."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="agent", daemon=True)
+        self._thread.start()
+        self._agent: agent.Agent | None = None
+
+    async def call(self, work: Coroutine[Any, Any, T]) -> T:
+        """Run a coroutine on the agent's thread and return what it returns."""
+        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, self._loop))
+
+    async def wake(self, make: Callable[[], agent.Agent]) -> None:
+        """Make the agent object and run its `on_wake`."""
+
+        async def work() -> None:
+            self._agent = make()
+            await self._agent.on_wake()
+
+        await self.call(work())
+
+    async def evict(self) -> None:
+        """Run `on_evict`; it has `CANCEL_GRACE_S`, and its errors end here: nothing depends on it."""
+        if self._agent is None:
+            return
+        with contextlib.suppress(Exception):
+            await asyncio.wait_for(self.call(self._agent.on_evict()), CANCEL_GRACE_S)
+
+    async def run_turn(
+        self,
+        ctx: turn_context.TurnContext,
+        message: messages.Message,
+        snapshotter: snapshot.Snapshotter,
+        *,
+        timeout_s: float,
+    ) -> TurnResult | TurnFailure:
+        """Run one message through the agent, then pickle it and take the snapshot of its files.
+
+        Raises:
+            TurnTimedOut: the turn's time is up and its code did not stop when asked to: the thread is
+                lost, and with it this process.
+            StorageFull, StorageUnavailable: the files could not be stored; nothing is wrong with the turn.
+        """
+        work = self.call(self._turn(ctx, message, snapshotter, timeout_s))
+        try:
+            return await asyncio.wait_for(work, timeout_s + CANCEL_GRACE_S)
+        except TimeoutError:
+            raise _timed_out(timeout_s) from None
+
+    async def _turn(
+        self,
+        ctx: turn_context.TurnContext,
+        message: messages.Message,
+        snapshotter: snapshot.Snapshotter,
+        timeout_s: float,
+    ) -> TurnResult | TurnFailure:
+        current = self._agent
+        assert current is not None, "no turn before wake"
+        try:
+            async with asyncio.timeout(timeout_s) as limit:
+                reply = await _handle(current, ctx, message)
+        except (Exception, asyncio.CancelledError) as error:
+            if limit.expired():
+                error = _timed_out(timeout_s)
+            return _failure(error)
+        try:
+            dumped = state.dump(current)
+            return TurnResult(reply=reply, state=dumped, snapshot=snapshotter.snapshot())
+        except (errors.TurnFailed, errors.WorkspaceQuotaExceeded, errors.InvalidArgument) as error:
+            return _failure(error)
+
+
+async def _handle(
+    current: agent.Agent, ctx: turn_context.TurnContext, message: messages.Message
+) -> messages.Reply:
+    answer: Awaitable[object] | object = current.on_message(ctx, message)
+    value = await answer if isinstance(answer, Awaitable) else answer
+    if isinstance(value, messages.Reply):
+        return messages.Reply(text=value.text, data=turn_context.plain(value.data, "reply.data"))
+    if isinstance(value, str):
+        return messages.Reply(text=value)
+    if value is None:
+        return messages.Reply()
+    raise errors.TurnFailed(
+        f"on_message returned {type(value).__name__}; return a str, a torpor.Reply or nothing"
+    )
+
+
+def _timed_out(timeout_s: float) -> errors.TurnTimedOut:
+    return errors.TurnTimedOut(f"the turn ran longer than the agent's {timeout_s:g} s")
+
+
+def _failure(error: BaseException) -> TurnFailure:
+    lines = "".join(traceback.format_exception(error)).splitlines()[-TRACEBACK_LINES_MAX:]
+    if isinstance(error, errors.TorporError):
+        return TurnFailure(reason=error.reason, message=error.message, traceback="\n".join(lines))
+    return TurnFailure(
+        reason=errors.TurnFailed.reason,
+        message=f"{type(error).__name__}: {error}",
+        traceback="\n".join(lines),
+    )

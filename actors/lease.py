@@ -1,0 +1,72 @@
+"""A node's lease: what keeps the owners on it in office, renewed by a thread that does nothing else."""
+
+import asyncio
+import contextlib
+import logging
+import threading
+from collections.abc import Awaitable, Callable
+
+from torpor import errors
+from torpor.storage import store
+
+log = logging.getLogger(__name__)
+
+#: Renewals in one lifetime of the lease (the ratio that Pekko's lease majority uses): nine may fail.
+RENEWALS_PER_TTL = 10
+
+
+class LeaseKeeper:
+    """Renews one incarnation's lease until told to stop, or until it has lapsed.
+
+    A thread and an event loop of its own, so that nothing that keeps the node agent's loop busy can let
+    the lease lapse. It renews and never re-creates: a lapsed incarnation is over.
+    """
+
+    def __init__(
+        self,
+        open_store: Callable[[], Awaitable[store.Store]],
+        *,
+        node: str,
+        incarnation: str,
+        ttl_ms: int,
+        on_lapse: Callable[[], None],
+    ) -> None:
+        self._open_store = open_store
+        self._node = node
+        self._incarnation = incarnation
+        self._ttl_ms = ttl_ms
+        self._on_lapse = on_lapse
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="lease", daemon=True)
+
+    def start(self) -> None:
+        """Begin to renew; the lease was claimed before."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Renew no more; the lease runs out, or is dropped by whoever stops the keeper."""
+        self._stop.set()
+
+    def _run(self) -> None:
+        asyncio.run(self._keep())
+
+    async def _keep(self) -> None:
+        opened = await self._open_store()
+        pause_s = self._ttl_ms / 1000 / RENEWALS_PER_TTL
+        # No bound on the loop but the lease itself: it ends when the lease does.
+        while not await asyncio.to_thread(self._stop.wait, pause_s):
+            try:
+                stands = await opened.nodes.renew_lease(
+                    self._node, self._incarnation, ttl_ms=self._ttl_ms
+                )
+            except errors.TorporError:
+                # Away is not lapsed: the store says which once it is back, and every write asks it.
+                continue
+            if not stands:
+                log.warning(
+                    "lease lapsed", extra={"action": "lease_lapsed", "node": self._node}
+                )
+                self._on_lapse()
+                break
+        with contextlib.suppress(errors.TorporError):
+            await opened.close()

@@ -1,0 +1,319 @@
+"""The agent of one node: holds its lease, hands out its slots, publishes its load, evicts, cleans up."""
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import sys
+from collections.abc import Coroutine
+from typing import Any
+
+import msgspec
+import psutil
+import ray
+
+from torpor import deployment, errors, ids
+from torpor.actors import (
+    eviction,
+    lease,
+    load_meter,
+    protocol,
+    slots,
+)
+from torpor.storage import keyring, records, redis_store
+
+log = logging.getLogger(__name__)
+
+#: How often the load is published and idle sessions are looked for.
+BEAT_S = 1.0
+#: Activations that wait for one of the node's permits; beyond it the gateway looks elsewhere.
+WAITING_MAX = 32
+#: An owner that answers a ping within this lives.
+PING_TIMEOUT_S = 2.0
+#: Importing an agent with pandas takes some seconds on a slow machine.
+INSPECT_TIMEOUT_S = 60.0
+
+
+class NodeAgent:
+    """A detached Ray actor, one per node. Expected errors return as `Refusal`."""
+
+    def __init__(
+        self, place: deployment.Deployment, node: str, node_name: str, gateway: str, cpus: float
+    ) -> None:
+        self._place = place
+        self._node = node
+        self._node_name = node_name
+        self._gateway = gateway
+        root_pid = os.getppid() if place.load_scope is deployment.LoadScope.NODE else None
+        self._meter = load_meter.LoadMeter(cpus=cpus, root_pid=root_pid)
+        self._slots: dict[tuple[records.SessionKey, int], slots.Slot] = {}
+        self._activating = 0
+        self._permits = asyncio.Semaphore(place.activations_per_node_max)
+        self._draining = False
+        self._lapsed = asyncio.Event()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._beat = 0
+        self._incarnation = ""
+
+    async def start(self) -> str:
+        """Take office; returns the incarnation."""
+        self._store = await redis_store.open(self._place)
+        await self._store.check_durability()
+        keys = await asyncio.to_thread(keyring.load, self._place.signing_key_file)
+        self._maker = slots.SlotMaker(
+            self._place, keys, node=self._node, node_name=self._node_name
+        )
+        await self._maker.clean_leftovers()
+        await self._take_office()
+        self._spawn(self._keep_beat())
+        self._spawn(self._keep_office())
+        return self._incarnation
+
+    # --- calls of gateways --------------------------------------------------------------------------
+
+    async def activate(self, request: protocol.Activate) -> protocol.Activated | protocol.Refusal:
+        """Wake a session in a slot of this node."""
+        try:
+            return await self._activate(request)
+        except errors.TorporError as error:
+            return protocol.refuse(error)
+
+    async def bury(self, key: records.SessionKey, epoch: int) -> bool:
+        """Say whether the process of that epoch is dead, and clear the owner if so.
+
+        One that does not answer a ping is killed first. False: it lives and answers.
+        """
+        slot = self._slots.get((key, epoch))
+        if slot is not None and not slot.dead.is_set():
+            if await _answers(slot):
+                return False
+            await slot.kill()
+        return await self._store.sessions.vacate(key, epoch=epoch, incarnation=self._incarnation)
+
+    async def inspect_agent(
+        self, import_path: str
+    ) -> protocol.AgentDescription | protocol.Refusal:
+        """Import an agent in a process of its own and describe it."""
+        try:
+            return await _inspect(import_path)
+        except errors.TorporError as error:
+            return protocol.refuse(error)
+
+    async def observe(self) -> records.NodeLoad:
+        """Return the load as it is now."""
+        return self._load(self._meter.read())
+
+    async def drain(self) -> int:
+        """Take no more sessions, ask those that are here to leave; returns how many are left."""
+        self._draining = True
+        here = [slot for slot in self._slots.values() if not slot.dead.is_set()]
+        await asyncio.gather(*(self._evict(slot, even_if_busy=True) for slot in here))
+        return len(self._slots)
+
+    async def retire(self) -> None:
+        """Drain, give up the lease and leave the list of nodes: the end of this agent."""
+        await self.drain()
+        self._keeper.stop()
+        with contextlib.suppress(errors.TorporError):
+            await self._store.nodes.withdraw(self._node)
+            await self._store.nodes.drop_lease(self._node, self._incarnation)
+
+    # --- activation ---------------------------------------------------------------------------------
+
+    async def _activate(self, request: protocol.Activate) -> protocol.Activated:
+        if self._draining or self._lapsed.is_set():
+            raise errors.NodeDraining(node=self._node_name)
+        if len(self._slots) + self._activating >= self._place.sessions_per_node_max:
+            raise errors.NoCapacity(f"node {self._node_name} is full", node=self._node_name)
+        if self._activating >= self._place.activations_per_node_max + WAITING_MAX:
+            raise errors.NoCapacity(
+                f"too many sessions are waking on node {self._node_name}", node=self._node_name
+            )
+        self._activating += 1
+        try:
+            async with self._permits:
+                slot = await self._maker.make(
+                    request, self._incarnation, ids.nonce(), self._on_death
+                )
+        finally:
+            self._activating -= 1
+        self._slots[request.key, slot.epoch] = slot
+        if slot.dead.is_set():
+            raise errors.ActivationFailed("the process died at once", session=str(request.key))
+        actor = protocol.session_actor_name(request.key, slot.epoch)
+        owner = records.Owner(node=self._node, incarnation=self._incarnation, actor=actor)
+        return protocol.Activated(epoch=slot.epoch, owner=owner)
+
+    def _on_death(self, slot: slots.Slot) -> None:
+        self._spawn(self._lay_to_rest(slot))
+
+    async def _lay_to_rest(self, slot: slots.Slot) -> None:
+        """Clear the owner, if it still is one, and remove what the process left on the node."""
+        incarnation = self._incarnation
+        # Not bounded by tries but by the lease: once it has lapsed, others take over without us.
+        while incarnation == self._incarnation and not self._lapsed.is_set():
+            try:
+                await self._store.sessions.vacate(
+                    slot.key, epoch=slot.epoch, incarnation=incarnation
+                )
+                break
+            except errors.NotFound:
+                break
+            except errors.TorporError:
+                await asyncio.sleep(BEAT_S)
+        await slots.clean(slot.folder)
+        self._slots.pop((slot.key, slot.epoch), None)
+
+    # --- the beat -----------------------------------------------------------------------------------
+
+    async def _keep_beat(self) -> None:
+        while True:
+            await asyncio.sleep(BEAT_S)
+            try:
+                reading = self._meter.read()
+                self._beat += 1
+                await self._store.nodes.publish_load(self._load(reading))
+                for candidate in self._leaving(reading):
+                    self._spawn(self._evict(self._by_name(candidate.slot), even_if_busy=False))
+            except errors.TorporError as error:
+                log.warning("beat failed: %s", error, extra={"action": "beat_failed"})
+
+    def _load(self, reading: load_meter.Reading) -> records.NodeLoad:
+        return records.NodeLoad(
+            node=self._node,
+            incarnation=self._incarnation,
+            beat=self._beat,
+            sessions=len(self._slots),
+            activating=self._activating,
+            sessions_max=self._place.sessions_per_node_max,
+            cpu=reading.cpu,
+            memory=reading.memory,
+            draining=self._draining,
+        )
+
+    def _leaving(self, reading: load_meter.Reading) -> list[eviction.Candidate]:
+        candidates = [
+            eviction.Candidate(
+                slot=slot.folder.name,
+                activity=activity,
+                idle_timeout_s=slot.agent.settings.idle_timeout_s,
+                rss_bytes=load_meter.process_rss_bytes(activity.pid),
+            )
+            for slot in self._slots.values()
+            if (activity := slot.activity()) is not None
+        ]
+        return eviction.choose(
+            candidates,
+            memory=reading.memory,
+            memory_high=self._place.memory_high,
+            memory_low=self._place.memory_low,
+            memory_bytes=psutil.virtual_memory().total,
+        )
+
+    def _by_name(self, name: str) -> slots.Slot:
+        return next(slot for slot in self._slots.values() if slot.folder.name == name)
+
+    async def _evict(self, slot: slots.Slot, *, even_if_busy: bool) -> None:
+        """Ask a session to leave: after what it has begun, or not at all if it has begun something."""
+        try:
+            if even_if_busy:
+                await slot.handle.control.remote(
+                    protocol.Control(
+                        epoch=slot.epoch,
+                        verb=protocol.Verb.EVICT,
+                        request_id=ids.random_id("evict"),
+                        deadline_s=slot.agent.settings.turn_timeout_s,
+                    )
+                )
+            else:
+                await slot.handle.leave.remote(protocol.Leave(epoch=slot.epoch))
+        except ray.exceptions.RayError:
+            return  # it is dead or dying; its death is seen by other means
+
+    # --- office -------------------------------------------------------------------------------------
+
+    async def _take_office(self) -> None:
+        self._incarnation = ids.nonce()
+        await self._store.nodes.claim_lease(
+            self._node, self._incarnation, ttl_ms=self._place.lease_ttl_ms
+        )
+        loop = asyncio.get_running_loop()
+        self._keeper = lease.LeaseKeeper(
+            lambda: redis_store.open(self._place),
+            node=self._node,
+            incarnation=self._incarnation,
+            ttl_ms=self._place.lease_ttl_ms,
+            on_lapse=lambda: loop.call_soon_threadsafe(self._lapsed.set),
+        )
+        self._keeper.start()
+        await self._store.nodes.announce(
+            records.NodeRecord(
+                node=self._node,
+                name=self._node_name,
+                incarnation=self._incarnation,
+                agent_actor=protocol.node_agent_name(self._node),
+                gateway=self._gateway,
+                sessions_max=self._place.sessions_per_node_max,
+                started_ms=0,
+            )
+        )
+
+    async def _keep_office(self) -> None:
+        """After a lapse: drop everything this node had, then come back as a new incarnation."""
+        while True:
+            await self._lapsed.wait()
+            for slot in list(self._slots.values()):
+                with contextlib.suppress(errors.TorporError):
+                    await slot.kill()
+            try:
+                await self._take_office()
+            except errors.TorporError as error:
+                log.warning("no lease: %s", error, extra={"action": "no_lease"})
+                await asyncio.sleep(BEAT_S)
+                continue
+            self._lapsed.clear()
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+async def _answers(slot: slots.Slot) -> bool:
+    try:
+        epoch = await asyncio.wait_for(slot.handle.ping.remote(), PING_TIMEOUT_S)
+    except (TimeoutError, ray.exceptions.RayError):
+        return False
+    return bool(epoch == slot.epoch)
+
+
+async def _inspect(import_path: str) -> protocol.AgentDescription:
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "torpor.actors.agent_code",
+        import_path,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    try:
+        stdout, stderr = await asyncio.wait_for(process.communicate(), INSPECT_TIMEOUT_S)
+    except TimeoutError:
+        process.kill()
+        await process.wait()
+        raise errors.AgentImportFailed(
+            f"importing {import_path} took longer than {INSPECT_TIMEOUT_S:g} s"
+        ) from None
+    try:
+        answer = msgspec.json.decode(
+            stdout, type=protocol.AgentDescription | protocol.Refusal
+        )
+    except (msgspec.MsgspecError, json.JSONDecodeError):
+        tail = stderr.decode(errors="replace")[-2000:]
+        raise errors.AgentImportFailed(
+            f"importing {import_path} ended the process ({process.returncode})\n{tail}"
+        ) from None
+    return protocol.accept(answer)

@@ -1,0 +1,337 @@
+"""Holding a session: the claim, the mirror of its head, and the commits.
+
+The mirror is right because nobody else can write while this epoch and nonce stand in the head; the
+moment that stops being so, the next write says `Fenced` and the process ends.
+"""
+
+import asyncio
+import os
+import random
+from collections.abc import Mapping, Sequence
+
+import msgspec
+
+from torpor import clock, errors, ids, limits, messages
+from torpor.actors import protocol, turn_context
+from torpor.storage import blobs, envelope, history, keyring, records, segments, store
+
+#: An owner whose commit's answer was lost asks this often what became of it; with the pauses between,
+#: about as long as a store takes to restart.
+RESOLVE_TRIES_MAX = 12
+RESOLVE_PAUSE_S = 0.5
+
+
+class Change(msgspec.Struct, frozen=True, kw_only=True):
+    """What one commit changes, before it is numbered. None and empty mean: as it was."""
+
+    drafts: Sequence[turn_context.Draft] = ()
+    #: The agent, pickled.
+    state: bytes | None = None
+    manifest: str | None = None
+    status: records.Status | None = None
+    usage: records.Usage | None = None
+    #: The request that this commit resolves, and how.
+    request_id: str = ""
+    body_digest: str = ""
+    outcome: records.OutcomeState = records.OutcomeState.DONE
+    #: Which of `drafts` answers the request.
+    answer: int = -1
+    #: Request ids of the inbox's first items that this commit removes.
+    consumed: Sequence[str] = ()
+
+
+class Ownership:
+    """One epoch of one session, in the process that owns it."""
+
+    def __init__(
+        self,
+        *,
+        store: store.Store,
+        blobs: blobs.BlobStore,
+        keys: keyring.TenantKeys,
+        clock: clock.Clock,
+        agent: records.AgentVersion,
+    ) -> None:
+        self._store = store
+        self._blobs = blobs
+        self._keys = keys
+        self._clock = clock
+        self._agent = agent
+        self._claim: records.Acquire
+        self._state_payload: bytes | None = None
+        self.head: records.Head
+        #: What is remembered of requests: beside the hot tail, and of the last hour in cold segments.
+        self.outcomes: dict[str, records.Outcome] = {}
+        self.history: history.History
+
+    async def claim(self, claim: records.Acquire) -> records.Acquired:
+        """Become the owner.
+
+        Raises:
+            Fenced: somebody else came first.
+            SessionNotFound, SessionDeleted, StoreUnavailable
+        """
+        acquired = await self._store.sessions.acquire(claim)
+        self._claim = claim
+        self.head = acquired.head
+        self.history = history.History(self._store.sessions, self._blobs, claim.key)
+        self.outcomes = dict(acquired.outcomes)
+        if acquired.head.cold_index:
+            since_ms = self._clock.now_ms() - limits.DEDUP_KEEP_MS
+            self.outcomes = await self.history.recent_outcomes(since_ms) | self.outcomes
+        return acquired
+
+    def read_state(self, acquired: records.Acquired) -> memoryview | None:
+        """Return the verified pickle of the agent, None before the first turn. Blocks.
+
+        Raises:
+            CheckpointCorrupt, BlobCorrupt, BlobMissing, ActivationFailed
+        """
+        reference = acquired.head.checkpoint
+        if reference is None:
+            return None
+        sealed = acquired.inline_state
+        if not reference.inline:
+            sealed = self._blobs.get(
+                self._keys.tenant, reference.state, bytes_max=envelope.ENVELOPE_BYTES_MAX
+            )
+        if sealed is None:
+            raise errors.CheckpointCorrupt(
+                "the checkpoint that the head names is not in the store", session=str(self.head.key)
+            )
+        _, payload = envelope.open(sealed, reference, self._keys)
+        self._state_payload = bytes(payload)
+        return payload
+
+    def remembered(self, request_id: str, body_digest: str) -> records.Outcome | None:
+        """Return what is known of a request.
+
+        Raises:
+            RequestIdReused: it had another body.
+            DedupFull: it is new, and nothing more can be remembered this hour.
+        """
+        known = self.outcomes.get(request_id)
+        if known is None:
+            if len(self.outcomes) >= limits.DEDUP_MAX:
+                self._forget_old()
+            if len(self.outcomes) >= limits.DEDUP_MAX:
+                raise errors.DedupFull(session=self.head.key.session)
+        elif known.body_digest != body_digest:
+            raise errors.RequestIdReused(
+                f"request id {request_id} was used before with a different message",
+                session=self.head.key.session,
+                request_id=request_id,
+            )
+        return known
+
+    async def commit(self, change: Change) -> records.Committed:
+        """Make a change true; afterwards the mirror shows it.
+
+        Raises:
+            Fenced, SessionDeleted: this process must end.
+            StoreReadOnly, StoreUnavailable: nothing happened.
+            OutcomeUnknown: it may have; memory and store may differ, so this process must end.
+            StorageFull, StorageUnavailable: a large state could not be stored; nothing happened.
+        """
+        commit = await self._numbered(change)
+        try:
+            committed = await self._store.sessions.commit(commit)
+        except errors.OutcomeUnknown:
+            committed = await self._resolve(commit)
+        self._mirror(commit, change)
+        return committed
+
+    async def release(self) -> bool:
+        """Give the session up in order: a long hot tail is sealed first. False: the inbox holds something.
+
+        Raises:
+            Fenced, StoreUnavailable
+        """
+        await self.seal_if_longer_than(limits.HOT_EVENTS_ASLEEP_MAX)
+        return await self._store.sessions.release(
+            self.head.key, epoch=self.head.epoch, nonce=self.head.nonce
+        )
+
+    async def abandon(self) -> None:
+        """Give the session up whatever its inbox holds: the last thing that a spoilt process does."""
+        await self._store.sessions.vacate(
+            self.head.key, epoch=self.head.epoch, incarnation=self._claim.owner.incarnation
+        )
+
+    async def seal_if_longer_than(self, events: int) -> None:
+        """Move the hot tail's older part into cold segments when the tail is longer than `events`."""
+        head = self.head
+        if head.next_seq - head.hot_from <= events:
+            return
+        upto = head.next_seq - limits.HOT_EVENTS_KEPT
+        run = await self.history.read(after=head.hot_from - 1, limit=upto - head.hot_from)
+        cold_index = await asyncio.to_thread(
+            segments.seal, self._blobs, self._keys.tenant, head.cold_index, run
+        )
+        forgotten = [
+            rid for rid, known in self.outcomes.items() if head.hot_from <= known.seq < upto
+        ]
+        await self._store.sessions.seal(
+            records.Seal(
+                key=head.key,
+                epoch=head.epoch,
+                nonce=head.nonce,
+                hot_from=head.hot_from,
+                new_hot_from=upto,
+                cold_index=cold_index,
+                forgotten=forgotten,
+            )
+        )
+        self.head = msgspec.structs.replace(self.head, hot_from=upto, cold_index=cold_index)
+        self._forget_old()
+
+    async def _numbered(self, change: Change) -> records.Commit:
+        head = self.head
+        version, at_ms = head.version + 1, self._clock.now_ms()
+        events = [
+            messages.Event(
+                seq=head.next_seq + i, type=draft.type, data=draft.data, version=version, at_ms=at_ms
+            )
+            for i, draft in enumerate(change.drafts)
+        ]
+        reference, inline = await self._sealed_state(change.state, version)
+        return records.Commit(
+            key=head.key,
+            epoch=head.epoch,
+            nonce=head.nonce,
+            expected_version=head.version,
+            commit_id=ids.nonce(),
+            events=events,
+            checkpoint=reference,
+            inline_state=inline,
+            manifest=None if change.manifest == head.manifest else change.manifest,
+            status=change.status,
+            usage=change.usage,
+            outcomes=self._outcome(change, events, version, at_ms),
+            consumed=change.consumed,
+            at_ms=at_ms,
+        )
+
+    def _outcome(
+        self, change: Change, events: Sequence[messages.Event], version: int, at_ms: int
+    ) -> Mapping[str, records.Outcome]:
+        if not change.request_id:
+            return {}
+        outcome = records.Outcome(
+            body_digest=change.body_digest,
+            state=change.outcome,
+            version=version,
+            seq=events[change.answer].seq,
+            at_ms=at_ms,
+        )
+        return {change.request_id: outcome}
+
+    async def _sealed_state(
+        self, payload: bytes | None, version: int
+    ) -> tuple[records.CheckpointRef | None, bytes | None]:
+        if payload is None or payload == self._state_payload:
+            return None, None
+        header = envelope.Header(
+            tenant=self.head.key.tenant,
+            origin=self.head.key.session,
+            epoch=self.head.epoch,
+            version=version,
+            agent=self._agent.name,
+            agent_version=self._agent.version,
+        )
+        sealed = envelope.seal(header, payload, self._keys)
+        inline = len(sealed) <= limits.INLINE_STATE_BYTES_MAX
+        if not inline:
+            await asyncio.to_thread(self._upload, sealed)
+        return envelope.reference(header, sealed, inline=inline), sealed if inline else None
+
+    def _upload(self, data: bytes) -> None:
+        with self._blobs.upload(self._keys.tenant) as upload:
+            upload.put(data)
+
+    async def _resolve(self, commit: records.Commit) -> records.Committed:
+        """Learn what became of a commit whose answer was lost.
+
+        The rule of Temporal's shard owners: claim again first, so that the write can no longer land,
+        then read whether it had.
+        """
+        for attempt in range(RESOLVE_TRIES_MAX):
+            claim = msgspec.structs.replace(
+                self._claim, observed_epoch=self.head.epoch, nonce=ids.nonce()
+            )
+            claim = msgspec.structs.replace(claim, observed_incarnation=claim.owner.incarnation)
+            try:
+                acquired = await self._store.sessions.acquire(claim)
+            except errors.Unavailable:
+                await self._clock.sleep(RESOLVE_PAUSE_S * (1 + random.random() * attempt / 4))  # noqa: S311
+                continue
+            landed = acquired.head.commit_id == commit.commit_id
+            self.head = acquired.head
+            if landed:
+                return records.Committed(
+                    version=acquired.head.version, next_seq=acquired.head.next_seq, duplicate=True
+                )
+            raise errors.StoreUnavailable(
+                "the store was away when the turn was to be committed; it was not",
+                session=str(commit.key),
+            )
+        raise errors.OutcomeUnknown(session=str(commit.key))
+
+    def _mirror(self, commit: records.Commit, change: Change) -> None:
+        if commit.checkpoint is not None:
+            self._state_payload = change.state
+        self.outcomes.update(commit.outcomes)
+        self.head = msgspec.structs.replace(
+            self.head,
+            version=commit.expected_version + 1,
+            next_seq=commit.events[-1].seq + 1 if commit.events else self.head.next_seq,
+            commit_id=commit.commit_id,
+            checkpoint=commit.checkpoint or self.head.checkpoint,
+            manifest=self.head.manifest if commit.manifest is None else commit.manifest,
+            status=commit.status or self.head.status,
+            usage=commit.usage or self.head.usage,
+            updated_ms=commit.at_ms,
+        )
+
+    def _forget_old(self) -> None:
+        since_ms = self._clock.now_ms() - limits.DEDUP_KEEP_MS
+        self.outcomes = {
+            rid: known
+            for rid, known in self.outcomes.items()
+            if known.state is records.OutcomeState.PENDING or known.at_ms >= since_ms
+        }
+
+
+def usage_now(before: records.Usage, *, cpu_ms: int, busy_ms: int) -> records.Usage:
+    """Return the session's usage after one more turn that took this much."""
+    return records.Usage(
+        turns=before.turns + 1,
+        cpu_ms=before.cpu_ms + cpu_ms,
+        busy_ms=before.busy_ms + busy_ms,
+        rss_bytes=_rss_bytes(),
+    )
+
+
+def _rss_bytes() -> int:
+    with open("/proc/self/statm", "rb") as file:  # noqa: PTH123 — once a turn: the fast way
+        return int(file.read().split()[1]) * _PAGE_BYTES
+
+
+_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+
+
+def answer_of(event: messages.Event, *, repeated: bool) -> protocol.Delivered:
+    """Return the reply that an `agent.message` or `agent.error` event holds."""
+    error = None
+    if event.type == messages.AGENT_ERROR:
+        error = protocol.Refusal(
+            reason=str(event.data["reason"]), message=str(event.data["message"]), ids={}
+        )
+    return protocol.Delivered(
+        text=str(event.data.get("text", "")),
+        data=dict(event.data.get("data", {})),
+        seq=event.seq,
+        version=event.version,
+        error=error,
+        repeated=repeated,
+    )

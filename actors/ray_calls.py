@@ -1,0 +1,114 @@
+"""`Calls` over Ray: finds actors by name, bounds every call, and tells an answer from a broken call."""
+
+import asyncio
+import collections
+from typing import Any
+
+import ray
+
+from torpor import errors
+from torpor.actors import protocol
+from torpor.storage import records
+
+#: Handles kept: more than the sessions that one gateway talks to within minutes.
+HANDLES_MAX = 4_096
+
+
+class RayCalls:
+    """Calls to node agents and session actors of this Ray cluster."""
+
+    def __init__(self) -> None:
+        self._handles: collections.OrderedDict[str, Any] = collections.OrderedDict()
+
+    async def activate(
+        self, node: str, request: protocol.Activate, *, timeout_s: float
+    ) -> protocol.Activated:
+        """Ask a node's agent to wake a session."""
+        name = protocol.node_agent_name(node)
+        return protocol.accept(await self._call(name, "activate", request, timeout_s=timeout_s))  # type: ignore[no-any-return]
+
+    async def bury(
+        self, node: str, key: records.SessionKey, epoch: int, *, timeout_s: float
+    ) -> bool:
+        """Ask a node's agent whether the process of that epoch is dead."""
+        name = protocol.node_agent_name(node)
+        return bool(await self._call(name, "bury", key, epoch, timeout_s=timeout_s))
+
+    async def inspect_agent(
+        self, node: str, import_path: str, *, timeout_s: float
+    ) -> protocol.AgentDescription:
+        """Import an agent on a node and describe it."""
+        name = protocol.node_agent_name(node)
+        answer = await self._call(name, "inspect_agent", import_path, timeout_s=timeout_s)
+        return protocol.accept(answer)  # type: ignore[no-any-return]
+
+    async def drain(self, node: str, *, timeout_s: float) -> None:
+        """Tell a node's agent to take no more sessions and to evict those it has."""
+        await self._call(protocol.node_agent_name(node), "drain", timeout_s=timeout_s)
+
+    async def deliver(
+        self,
+        owner: records.Owner,
+        key: records.SessionKey,
+        request: protocol.Deliver,
+        *,
+        timeout_s: float,
+    ) -> protocol.Delivered:
+        """Hand a message to the owner and await the committed turn."""
+        answer = await self._call(owner.actor, "deliver", request, timeout_s=timeout_s)
+        return protocol.accept(answer)  # type: ignore[no-any-return]
+
+    async def control(
+        self,
+        owner: records.Owner,
+        key: records.SessionKey,
+        request: protocol.Control,
+        *,
+        timeout_s: float,
+    ) -> protocol.Controlled:
+        """Evict, pause or resume through the owner."""
+        answer = await self._call(owner.actor, "control", request, timeout_s=timeout_s)
+        return protocol.accept(answer)  # type: ignore[no-any-return]
+
+    async def place_file(
+        self,
+        owner: records.Owner,
+        key: records.SessionKey,
+        request: protocol.PlaceFile,
+        *,
+        timeout_s: float,
+    ) -> protocol.Placed:
+        """Put an uploaded blob into the owner's workspace."""
+        answer = await self._call(owner.actor, "place_file", request, timeout_s=timeout_s)
+        return protocol.accept(answer)  # type: ignore[no-any-return]
+
+    async def drain_inbox(
+        self, owner: records.Owner, key: records.SessionKey, epoch: int, *, timeout_s: float
+    ) -> None:
+        """Tell the owner to look into its inbox."""
+        await self._call(owner.actor, "drain_inbox", epoch, timeout_s=timeout_s)
+
+    async def _call(self, actor: str, method: str, *arguments: object, timeout_s: float) -> Any:
+        try:
+            async with asyncio.timeout(timeout_s):
+                handle = self._handles.get(actor) or await self._find(actor)
+                return await getattr(handle, method).remote(*arguments)
+        except TimeoutError:
+            raise errors.OwnerUnreachable(
+                f"{actor} did not answer within {timeout_s:.1f} s", actor=actor
+            ) from None
+        except ray.exceptions.RayTaskError as error:
+            raise errors.Internal(f"{actor} failed: {error.cause!r}", actor=actor) from error
+        except (ray.exceptions.RayError, ValueError) as error:
+            self._handles.pop(actor, None)
+            raise errors.OwnerUnreachable(
+                f"{actor} cannot be reached: {type(error).__name__}", actor=actor
+            ) from error
+
+    async def _find(self, actor: str) -> Any:
+        # A synchronous call to Ray's control service, so it must not run on the event loop.
+        handle = await asyncio.to_thread(ray.get_actor, actor, namespace=protocol.NAMESPACE)
+        self._handles[actor] = handle
+        if len(self._handles) > HANDLES_MAX:
+            self._handles.popitem(last=False)
+        return handle

@@ -1,0 +1,344 @@
+"""One activation at work: takes jobs in order, runs turns, commits, and only then answers.
+
+This is the heart of the session process, without Ray: `torpor.actors.session` puts it into an actor.
+"""
+
+import asyncio
+import contextlib
+import logging
+import resource
+import time
+
+import msgspec
+
+from torpor import agent, clock, errors, limits, messages
+from torpor.actors import (
+    agent_thread,
+    deltas,
+    lifecycle,
+    mailbox,
+    output,
+    ownership,
+    protocol,
+    slot_board,
+    turn_context,
+)
+from torpor.storage import blobs, records, snapshot, store, workspace_files
+
+log = logging.getLogger(__name__)
+
+#: A session that is asked to leave while messages keep arriving handles them and tries again, this often.
+RELEASE_TRIES_MAX = 8
+
+
+class Residence:
+    """A session that is loaded, on the event loop of its process."""
+
+    def __init__(
+        self,
+        *,
+        owned: ownership.Ownership,
+        thread: agent_thread.AgentThread,
+        snapshotter: snapshot.Snapshotter,
+        captures: output.Captures,
+        board: slot_board.SlotBoard,
+        store: store.Store,
+        blobs: blobs.BlobStore,
+        settings: agent.AgentSettings,
+        spec: protocol.BootSpec,
+        clock: clock.Clock,
+    ) -> None:
+        self._owned = owned
+        self._thread = thread
+        self._snapshotter = snapshotter
+        self._captures = captures
+        self._board = board
+        self._store = store
+        self._blobs = blobs
+        self._settings = settings
+        self._spec = spec
+        self._key = spec.claim.key
+        self._deltas = deltas.Deltas(store.feed, self._key, clock)
+        self._history = turn_context.OwnerHistory(owned.history, asyncio.get_running_loop())
+        self._mailbox = mailbox.Mailbox(self._key.session)
+        self._phase = lifecycle.Phase.BOOTING
+        self._woken: turn_context.Draft | None = turn_context.Draft(
+            type=messages.SESSION_WOKEN,
+            data={"node": spec.node_name, "epoch": owned.head.epoch},
+        )
+
+    @property
+    def epoch(self) -> int:
+        """The epoch that this residence was granted."""
+        return self._spec.claim.observed_epoch + 1
+
+    def put(self, work: mailbox.Work, **how: object) -> mailbox.Job:
+        """Queue work; see `Mailbox.put`."""
+        return self._mailbox.put(work, **how)  # type: ignore[arg-type]
+
+    def quiet(self) -> bool:
+        """Whether nothing is under way and nothing waits."""
+        return not self._mailbox.busy and not len(self._mailbox)
+
+    async def run(self) -> None:
+        """Work until the session is given up or lost."""
+        self._move(lifecycle.Signal.BOOTED)
+        while self._phase is lifecycle.Phase.IDLE:
+            job = await self._mailbox.take()
+            if job.expired:
+                job.resolve(protocol.refuse(errors.DeadlineExceeded(session=self._key.session)))
+                continue
+            job.resolve(await self._answer(job.work))
+            if self._phase is lifecycle.Phase.IDLE:
+                await self._tidy()
+        self._mailbox.close(errors.Fenced("the session has left this process; ask again"))
+
+    async def _answer(self, work: mailbox.Work) -> object:
+        try:
+            return await self._dispatch(work)
+        except errors.TorporError as error:
+            return protocol.refuse(error)
+        except Exception:
+            log.exception("work failed", extra={"action": "work_failed", "session": str(self._key)})
+            await self._spoil()
+            return protocol.refuse(errors.Internal(session=self._key.session))
+
+    async def _dispatch(self, work: mailbox.Work) -> object:
+        match work:
+            case protocol.Deliver():
+                return await self._deliver(work.message, work.body_digest)
+            case protocol.DrainInbox():
+                return await self._drain_inbox()
+            case protocol.PlaceFile():
+                return await self._place_file(work)
+            case protocol.Control(verb=protocol.Verb.EVICT) | protocol.Leave():
+                return await self._leave()
+            case protocol.Control():
+                return await self._set_paused(paused=work.verb is protocol.Verb.PAUSE)
+
+    # --- messages -----------------------------------------------------------------------------------
+
+    async def _deliver(self, message: messages.Message, body_digest: str) -> protocol.Delivered:
+        known = self._owned.remembered(message.request_id, body_digest)
+        if known is not None and known.state is records.OutcomeState.PENDING:
+            await self._drain_inbox()
+            known = self._owned.remembered(message.request_id, body_digest)
+        if known is not None and known.state is not records.OutcomeState.PENDING:
+            return ownership.answer_of(await self._owned.history.answer(known), repeated=True)
+        if self._owned.head.status is records.Status.PAUSED:
+            raise errors.SessionPaused(session=self._key.session)
+        return await self._turn(message, body_digest, consumed=())
+
+    async def _drain_inbox(self) -> None:
+        """Handle what was accepted, in order; what a paused session was sent waits."""
+        for item in await self._store.sessions.inbox(self._key):
+            if (
+                self._phase is not lifecycle.Phase.IDLE
+                or self._owned.head.status is records.Status.PAUSED
+            ):
+                return
+            await self._handle_item(item)
+        # Looks again after removing the hint: what arrived meanwhile is hinted anew, and swept.
+        await self._store.wake.clear(self._key)
+
+    async def _handle_item(self, item: records.InboxItem) -> None:
+        request_id = item.message.request_id
+        known = self._owned.outcomes.get(request_id)
+        if known is not None and known.state is not records.OutcomeState.PENDING:
+            # It was handled before its acceptance was repeated; only the item is left to remove.
+            await self._commit(ownership.Change(consumed=(request_id,)))
+            return
+        await self._turn(item.message, item.body_digest, consumed=(request_id,))
+
+    async def _turn(
+        self, message: messages.Message, body_digest: str, *, consumed: tuple[str, ...]
+    ) -> protocol.Delivered:
+        self._move(lifecycle.Signal.BEGAN)
+        began_s, cpu_before_ms = time.monotonic(), _cpu_ms()
+        ctx = turn_context.TurnContext(
+            key=self._key,
+            turn=self._owned.head.version + 1,
+            workspace=self._spec.slot / protocol.WORKSPACE,
+            history=self._history,
+            stream=self._deltas.add_from_any_thread,
+        )
+        try:
+            result = await self._thread.run_turn(
+                ctx, message, self._snapshotter, timeout_s=self._settings.turn_timeout_s
+            )
+        except errors.TurnTimedOut as error:
+            result = agent_thread.TurnFailure(
+                reason=error.reason, message=error.message, traceback=""
+            )
+        except errors.TorporError:
+            await self._spoil()
+            raise
+        usage = ownership.usage_now(
+            self._owned.head.usage,
+            cpu_ms=_cpu_ms() - cpu_before_ms,
+            busy_ms=int((time.monotonic() - began_s) * 1000),
+        )
+        change = self._change(ctx, message, body_digest, result, consumed, usage)
+        committed = await self._commit(change)
+        if isinstance(result, agent_thread.TurnFailure):
+            # The agent object and the files hold half a turn; only a fresh process has the turn's start.
+            await self._spoil()
+        answer = change.drafts[-1]
+        event = messages.Event(
+            seq=committed.next_seq - 1,
+            type=answer.type,
+            data=answer.data,
+            version=committed.version,
+            at_ms=0,
+        )
+        return ownership.answer_of(event, repeated=False)
+
+    def _change(
+        self,
+        ctx: turn_context.TurnContext,
+        message: messages.Message,
+        body_digest: str,
+        result: agent_thread.TurnResult | agent_thread.TurnFailure,
+        consumed: tuple[str, ...],
+        usage: records.Usage,
+    ) -> ownership.Change:
+        request = {"request_id": message.request_id, "body_digest": body_digest}
+        said = {"text": message.text, "sender": message.sender, "request_id": message.request_id}
+        if message.data:
+            said["data"] = message.data
+        before = [turn_context.Draft(type=messages.USER_MESSAGE, data=said)]
+        printed = self._captures.take()
+        if printed is not None:
+            before.append(turn_context.Draft(type=messages.AGENT_OUTPUT, data=printed))
+        if isinstance(result, agent_thread.TurnFailure):
+            failed = {
+                "reason": result.reason,
+                "message": result.message,
+                "traceback": result.traceback,
+            }
+            answer = turn_context.Draft(type=messages.AGENT_ERROR, data=request | failed)
+            return ownership.Change(
+                drafts=(*before, answer),
+                request_id=message.request_id,
+                body_digest=body_digest,
+                outcome=records.OutcomeState.FAILED,
+                consumed=consumed,
+                usage=usage,
+            )
+        replied: dict[str, object] = {"text": result.reply.text}
+        if result.reply.data:
+            replied["data"] = result.reply.data
+        answer = turn_context.Draft(type=messages.AGENT_MESSAGE, data=request | replied)
+        return ownership.Change(
+            drafts=(*before, *ctx.emitted, answer),
+            state=result.state,
+            manifest=result.snapshot.manifest,
+            request_id=message.request_id,
+            body_digest=body_digest,
+            consumed=consumed,
+            usage=usage,
+        )
+
+    # --- everything else ----------------------------------------------------------------------------
+
+    async def _place_file(self, work: protocol.PlaceFile) -> protocol.Placed:
+        self._move(lifecycle.Signal.BEGAN)
+        try:
+            manifest = await self._thread.call(self._placed(work))
+        except errors.TorporError:
+            await self._spoil()
+            raise
+        written = {"path": work.path, "size_bytes": work.size_bytes, "digest": work.digest}
+        draft = turn_context.Draft(type=messages.WORKSPACE_WRITTEN, data=written)
+        committed = await self._commit(ownership.Change(drafts=(draft,), manifest=manifest))
+        return protocol.Placed(version=committed.version)
+
+    async def _placed(self, work: protocol.PlaceFile) -> str:
+        workspace_files.place(
+            self._spec.slot / protocol.WORKSPACE,
+            work.path,
+            self._blobs,
+            self._key.tenant,
+            work.digest,
+            work.mode,
+        )
+        return self._snapshotter.snapshot().manifest
+
+    async def _set_paused(self, *, paused: bool) -> protocol.Controlled:
+        wanted = records.Status.PAUSED if paused else records.Status.IDLE
+        if self._owned.head.status is wanted:
+            return protocol.Controlled(version=self._owned.head.version)
+        kind = messages.SESSION_PAUSED if paused else messages.SESSION_RESUMED
+        self._move(lifecycle.Signal.BEGAN)
+        committed = await self._commit(
+            ownership.Change(drafts=(turn_context.Draft(type=kind, data={}),), status=wanted)
+        )
+        if not paused:
+            self._mailbox.put(protocol.DrainInbox())
+        return protocol.Controlled(version=committed.version)
+
+    async def _leave(self) -> protocol.Controlled:
+        """Give the session up in order; what arrives meanwhile is handled first."""
+        for _ in range(RELEASE_TRIES_MAX):
+            self._move(lifecycle.Signal.ASKED_TO_LEAVE)
+            try:
+                released = await self._owned.release()
+            except (errors.Fenced, errors.SessionDeleted):
+                self._move(lifecycle.Signal.FENCED)
+                raise
+            except errors.Unavailable:
+                self._move(lifecycle.Signal.CALLED_BACK)
+                raise
+            if released:
+                self._move(lifecycle.Signal.RELEASED)
+                await self._thread.evict()
+                return protocol.Controlled(version=self._owned.head.version)
+            self._move(lifecycle.Signal.CALLED_BACK)
+            await self._drain_inbox()
+        raise errors.NotEvictable("messages keep arriving", session=self._key.session)
+
+    async def _commit(self, change: ownership.Change) -> records.Committed:
+        """Commit from phase WORKING (or IDLE, for bookkeeping); a failure ends this activation."""
+        if self._phase is lifecycle.Phase.IDLE:
+            self._move(lifecycle.Signal.BEGAN)
+        if self._woken is not None and change.drafts:
+            change = msgspec.structs.replace(change, drafts=(self._woken, *change.drafts))
+        try:
+            committed = await self._owned.commit(change)
+        except (errors.Fenced, errors.SessionDeleted):
+            self._move(lifecycle.Signal.FENCED)
+            raise
+        except errors.TorporError:
+            await self._spoil()
+            raise
+        if change.drafts:
+            self._woken = None
+        self._move(lifecycle.Signal.COMMITTED)
+        return committed
+
+    async def _tidy(self) -> None:
+        """Between jobs: keep the hot tail bounded. A failure here costs nothing but another try."""
+        with contextlib.suppress(errors.Unavailable, errors.ResourceExhausted):
+            try:
+                await self._owned.seal_if_longer_than(limits.HOT_EVENTS_MAX)
+            except (errors.Fenced, errors.SessionDeleted):
+                self._move(lifecycle.Signal.FENCED)
+
+    async def _spoil(self) -> None:
+        """End this activation: what memory holds is not what the store holds."""
+        if self._phase is lifecycle.Phase.ENDED:
+            return
+        self._move(lifecycle.Signal.SPOILT)
+        # If the store is away now, the node agent clears the owner once it has seen the process end.
+        with contextlib.suppress(errors.TorporError):
+            await self._owned.abandon()
+
+    def _move(self, signal: lifecycle.Signal) -> None:
+        self._phase = lifecycle.after(self._phase, signal)
+        self._board.show(self._phase, turns_more=signal is lifecycle.Signal.COMMITTED)
+
+
+def _cpu_ms() -> int:
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    children = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return int(1000 * (used.ru_utime + used.ru_stime + children.ru_utime + children.ru_stime))

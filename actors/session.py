@@ -1,0 +1,187 @@
+"""The Ray actor that a live session is.
+
+One process, one activation: it is booted once, works, and ends. Everything that matters is in
+`torpor.actors.residence`; this is its shell: checks the epoch, queues, awaits the answer.
+"""
+
+import asyncio
+import functools
+import logging
+import os
+import pathlib
+
+import ray
+
+from torpor import agent, clock, errors
+from torpor.actors import (
+    agent_code,
+    agent_thread,
+    lifecycle,
+    mailbox,
+    output,
+    ownership,
+    protocol,
+    residence,
+    slot_board,
+)
+from torpor.storage import local_blobs, records, redis_store, restore, snapshot, state
+
+log = logging.getLogger(__name__)
+
+#: Ray's own calls in flight to one session: a full mailbox, and the calls that never wait in it.
+CONCURRENCY_MAX = 128
+#: After its session has ended a process stays this long, so that answers under way get out.
+LINGER_S = 0.2
+
+
+class AgentSession:
+    """A session's owner, as gateways and the node agent call it. Errors return as `Refusal`."""
+
+    def __init__(self) -> None:
+        self._residence: residence.Residence | None = None
+        self._living: asyncio.Task[None] | None = None
+        self._over = asyncio.Event()
+
+    async def boot(self, spec: protocol.BootSpec) -> protocol.Booted | protocol.Refusal:
+        """Claim the session and load it; on a refusal nothing is owned and the process ends."""
+        try:
+            self._residence = await _take_up_residence(spec)
+        except errors.TorporError as error:
+            self._over.set()
+            return protocol.refuse(error)
+        except Exception as error:
+            log.exception("boot failed", extra={"action": "boot_failed"})
+            self._over.set()
+            return protocol.refuse(
+                errors.ActivationFailed(f"the session could not be loaded: {error!r}")
+            )
+        self._residence.put(protocol.DrainInbox())
+        self._living = asyncio.create_task(self._live(self._residence))
+        return protocol.Booted(epoch=self._residence.epoch, pid=os.getpid())
+
+    async def deliver(self, request: protocol.Deliver) -> protocol.Delivered | protocol.Refusal:
+        """Handle a message in its turn."""
+        return await self._queue(  # type: ignore[no-any-return]
+            request, request.epoch, request.deadline_s, request.busy
+        )
+
+    async def control(self, request: protocol.Control) -> protocol.Controlled | protocol.Refusal:
+        """Evict, pause or resume, in order with the turns."""
+        return await self._queue(request, request.epoch, request.deadline_s)  # type: ignore[no-any-return]
+
+    async def place_file(self, request: protocol.PlaceFile) -> protocol.Placed | protocol.Refusal:
+        """Put a file into the workspace, in order with the turns."""
+        return await self._queue(request, request.epoch, request.deadline_s)  # type: ignore[no-any-return]
+
+    async def leave(self, request: protocol.Leave) -> protocol.Controlled | protocol.Refusal:
+        """Give the slot back, unless something is under way."""
+        here = self._residence
+        if here is not None and not here.quiet():
+            return protocol.refuse(errors.NotEvictable())
+        return await self._queue(request, request.epoch, None)  # type: ignore[no-any-return]
+
+    async def drain_inbox(self, epoch: int) -> None:
+        """Look into the inbox soon; returns at once."""
+        here = self._residence
+        if here is not None and here.epoch == epoch:
+            try:
+                here.put(protocol.DrainInbox())
+            except errors.TorporError:
+                return  # its hint stands, and a full mailbox or an ending session will be swept
+
+    async def ping(self) -> int:
+        """Return the epoch, whatever the agent's code is doing."""
+        return 0 if self._residence is None else self._residence.epoch
+
+    async def run_until_ended(self) -> None:
+        """Await the session's end, then end the process."""
+        await self._over.wait()
+        await asyncio.sleep(LINGER_S)
+        ray.actor.exit_actor()
+
+    async def _live(self, here: residence.Residence) -> None:
+        try:
+            await here.run()
+        finally:
+            self._over.set()
+
+    async def _queue(
+        self,
+        work: mailbox.Work,
+        epoch: int,
+        deadline_s: float | None,
+        busy: protocol.BusyPolicy = protocol.BusyPolicy.ENQUEUE,
+    ) -> object:
+        here = self._residence
+        if here is None or here.epoch != epoch:
+            return protocol.refuse(errors.Fenced("this process does not own that epoch"))
+        try:
+            job = here.put(work, deadline_s=deadline_s, busy=busy)
+        except errors.TorporError as error:
+            return protocol.refuse(error)
+        return await job.answer
+
+
+async def _take_up_residence(spec: protocol.BootSpec) -> residence.Residence:
+    """Import, claim, load: everything that can fail before the claim comes before it."""
+    key, place = spec.claim.key, spec.deployment
+    board = slot_board.SlotBoard(spec.slot / protocol.BOARD, os.getpid())
+    make = agent_code.load(spec.agent.import_path)
+    captures = output.Captures(
+        output.SessionLog(output.log_folder(place.storage, key), spec.claim.observed_epoch + 1)
+    )
+    store = await redis_store.open(place)
+    blobs = local_blobs.LocalBlobStore(place.storage)
+    owned = ownership.Ownership(
+        store=store, blobs=blobs, keys=spec.keys, clock=clock.SystemClock(), agent=spec.agent
+    )
+    acquired = await owned.claim(spec.claim)
+    try:
+        thread, snapshotter = await _load(spec, owned, acquired, make, blobs)
+    except BaseException:
+        await owned.abandon()
+        board.show(lifecycle.Phase.ENDED)
+        raise
+    return residence.Residence(
+        owned=owned,
+        thread=thread,
+        snapshotter=snapshotter,
+        captures=captures,
+        board=board,
+        store=store,
+        blobs=blobs,
+        settings=spec.agent.settings,
+        spec=spec,
+        clock=clock.SystemClock(),
+    )
+
+
+async def _load(
+    spec: protocol.BootSpec,
+    owned: ownership.Ownership,
+    acquired: records.Acquired,
+    make: type[agent.Agent],
+    blobs: local_blobs.LocalBlobStore,
+) -> tuple[agent_thread.AgentThread, snapshot.Snapshotter]:
+    """Bring files and state back; the files first, since loading the state may look for them."""
+    workspace = spec.slot / protocol.WORKSPACE
+    tenant = spec.claim.key.tenant
+    snapshotter = snapshot.Snapshotter(
+        workspace, blobs, tenant, spec.agent.settings.workspace_quota_bytes
+    )
+    await asyncio.to_thread(_restore, acquired.head.manifest, workspace, blobs, tenant, snapshotter)
+    os.chdir(workspace)
+    payload = await asyncio.to_thread(owned.read_state, acquired)
+    thread = agent_thread.AgentThread()
+    await thread.wake(make if payload is None else functools.partial(state.load, payload))
+    return thread, snapshotter
+
+
+def _restore(
+    manifest: str,
+    workspace: pathlib.Path,
+    blobs: local_blobs.LocalBlobStore,
+    tenant: str,
+    snapshotter: snapshot.Snapshotter,
+) -> None:
+    snapshotter.adopt(restore.restore(manifest, workspace, blobs, tenant))
