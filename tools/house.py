@@ -4,6 +4,7 @@ Prints one line a violation, as `path:line: what`, and exits with 1 if there are
 """
 
 import ast
+import itertools
 import pathlib
 import re
 import sys
@@ -19,12 +20,12 @@ MODULE_LINES_MAX = 400
 #: What fits on one screen.
 FUNCTION_LINES_MAX = 70
 
-_LUA_HEADER = ("KEYS", "ARGV", "Returns")
+_LUA_HEADER = ("KEYS", "ARGV", "returns")
 #: A key that a script makes itself may lie in another hash slot, so Redis Cluster would refuse it.
 _LUA_OWN_KEY = re.compile(
     r"""KEYS\[\w+\]\s*\.\.      # KEYS[1] .. 'x'
       | \.\.\s*KEYS\[         # 'x' .. KEYS[1]
-      | redis\.p?call\(\s*(['"])\w+\1\s*,\s*(?:['"]|ARGV|[^,()]+\.\.)  # what stands for a key
+      | redis\.p?call\(\s*(['"])(?!PUBLISH)\w+\1\s*,\s*(?:['"]|ARGV|[^,()]+\.\.)  # no key of KEYS
     """,
     re.VERBOSE,
 )
@@ -78,13 +79,9 @@ def _bare_package(text: str) -> Iterator[tuple[int, str]]:
 
 def _lua(path: pathlib.Path) -> Iterator[tuple[int, str]]:
     lines = path.read_text().splitlines()
-    header = []
-    for line in lines:
-        if not line.startswith("--"):
-            break
-        header.append(line)
+    header = " ".join(itertools.takewhile(lambda line: line.startswith(("#!", "--")), lines))
     for word in _LUA_HEADER:
-        if not any(re.search(rf"\b{word}\b", line) for line in header):
+        if word not in header:
             yield 1, f"the header comment does not name {word}"
     for number, line in enumerate(lines, 1):
         if _LUA_OWN_KEY.search(line.split("--")[0]):

@@ -1,4 +1,4 @@
-"""Generate `src/torpor/v1` from `proto/`; with `--check`, say whether it is what the protos yield."""
+"""Generate `src/torpor/v1` from `proto/`; with `--check`, say whether that would change it."""
 
 import filecmp
 import pathlib
@@ -11,6 +11,8 @@ from grpc_tools import protoc
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 PROTOS = ROOT / "proto"
 PACKAGE = pathlib.PurePath("torpor", "v1")
+#: Beside this Python, which need not be on PATH.
+PLUGINS = pathlib.Path(sys.executable).parent
 
 
 def generate(destination: pathlib.Path) -> None:
@@ -22,8 +24,12 @@ def generate(destination: pathlib.Path) -> None:
             "protoc",
             f"-I{PROTOS}",
             f"-I{well_known}",
-            *(f"--{kind}_out={destination}" for kind in ("python", "grpc_python", "mypy")),
-            f"--mypy_grpc_out={destination}",
+            *(f"--{kind}_out={destination}" for kind in ("python", "grpc_python")),
+            *(f"--{kind}_out=quiet:{destination}" for kind in ("mypy", "mypy_grpc")),
+            *(
+                f"--plugin={name}={PLUGINS / name}"
+                for name in ("protoc-gen-mypy", "protoc-gen-mypy_grpc")
+            ),
             *sources,
         ]
     )

@@ -11,7 +11,7 @@ from torpor import errors
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
-LUA_HEADER = "-- Adds one.\n-- KEYS[1] counter\n-- ARGV     none\n-- Returns  the sum\n"
+LUA_HEADER = "#!lua\n-- add: one more.\n--\n-- KEYS  1 counter\n-- ARGV  none\n-- returns the sum\n"
 
 IMPORT_ALL = """
 import importlib, pkgutil, sys, torpor
@@ -70,7 +70,7 @@ def test_violations_are_found(tmp_path: pathlib.Path, name: str, text: str, comp
     [
         ("actors/__init__.py", '"""A part."""\n\nfrom torpor import ids\n\n__all__ = ["ids"]\n'),
         ("storage/lua/a.lua", LUA_HEADER + "return redis.call('INCR', KEYS[1]) -- ..KEYS[2]\n"),
-        ("storage/lua/b.lua", LUA_HEADER + "return redis.call('TIME')\n"),
+        ("storage/lua/b.lua", LUA_HEADER + "redis.call('PUBLISH', ARGV[1], 'c')\n"),
         ("requirements.lock", "blake3==1.0.11 \\\n    --hash=sha256:00\n    # via torpor\n"),
     ],
 )
