@@ -1,0 +1,217 @@
+"""Waking sessions: one activation per session and gateway, however many callers wait for it."""
+
+import asyncio
+import logging
+import random
+
+from torpor import clock, errors
+from torpor.actors import calls, protocol
+from torpor.router import cluster_view, deadline, directory, lru, ownership, placement
+from torpor.storage import records, store
+
+log = logging.getLogger(__name__)
+
+#: Nodes asked for one activation: by then the cluster is full, and the caller should know.
+NODES_TRIED_MAX = 8
+#: Times that another claim may come first before the caller is told to try again.
+ROUNDS_MAX = 4
+#: A node that has not woken a session by then is given up; the claim decides if both succeed.
+ACTIVATE_TIMEOUT_S = 30.0
+#: Agent versions never change; as many as one gateway plausibly serves.
+AGENTS_KEPT_MAX = 1_000
+#: How long a check that nobody waits for may take.
+UNAWAITED_S = 30.0
+
+
+class _Flight:
+    """One activation under way, lasting as long as its most patient caller."""
+
+    def __init__(self, until: deadline.Deadline) -> None:
+        self.until = until
+        self.suspect_epoch = 0
+        self.task: asyncio.Task[directory.Located]
+
+
+class Activator:
+    """Finds the owner of a session, and makes one if there is none."""
+
+    def __init__(
+        self,
+        stored: store.Store,
+        reach: calls.Calls,
+        view: cluster_view.ClusterView,
+        hints: directory.Directory,
+        time: clock.Clock,
+        rng: random.Random,
+    ) -> None:
+        self._store = stored
+        self._calls = reach
+        self._view = view
+        self._directory = hints
+        self._clock = time
+        self._rng = rng
+        self.ownership = ownership.Ownership(stored.nodes, reach, time, rng)
+        self._agents: lru.Lru[tuple[str, str, int], records.AgentVersion] = lru.Lru(AGENTS_KEPT_MAX)
+        self._flights: dict[records.SessionKey, _Flight] = {}
+
+    async def locate(
+        self,
+        key: records.SessionKey,
+        until: deadline.Deadline,
+        *,
+        suspect_epoch: int = 0,
+        head: records.Head | None = None,
+    ) -> directory.Located:
+        """Return the session's owner, waking the session if nobody holds it.
+
+        `suspect_epoch` is the epoch of an owner that did not answer, `head` what was just read.
+
+        Raises:
+            NoCapacity: no node can take the session now.
+            OwnerUnreachable: the owner does not answer and may not be replaced yet.
+            DeadlineExceeded
+            SessionNotFound, SessionDeleted, AgentNotFound, StoreUnavailable
+            errors of the activation itself, as CheckpointCorrupt or ActivationFailed
+        """
+        task = self._begin(key, until, suspect_epoch, head)
+        return await until.bound(asyncio.shield(task))
+
+    def suspect(self, key: records.SessionKey, epoch: int) -> None:
+        """Find out in the background whether an owner that did not answer in time is dead."""
+        self._begin(key, deadline.Deadline.after(self._clock, UNAWAITED_S), epoch, None)
+
+    async def close(self) -> None:
+        """End what is under way; nodes that were asked may still wake their session."""
+        tasks = [flight.task for flight in self._flights.values()]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def agent(self, head: records.Head) -> records.AgentVersion:
+        """Return the agent version that the session is pinned to.
+
+        Raises:
+            AgentNotFound, StoreUnavailable
+        """
+        name = (head.key.tenant, head.agent, head.agent_version)
+        version = self._agents.get(name)
+        if version is None:
+            version = await self._store.catalog.agent(*name)
+            self._agents.put(name, version)
+        return version
+
+    def _begin(
+        self,
+        key: records.SessionKey,
+        until: deadline.Deadline,
+        suspect_epoch: int,
+        head: records.Head | None,
+    ) -> asyncio.Task[directory.Located]:
+        flight = self._flights.get(key)
+        if flight is None:
+            flight = _Flight(deadline.Deadline(self._clock, until.at_s))
+            self._flights[key] = flight
+            flight.task = asyncio.create_task(self._fly(key, flight, head))
+            flight.task.add_done_callback(lambda task: self._end(key, task))
+        flight.until.extend(until)
+        flight.suspect_epoch = max(flight.suspect_epoch, suspect_epoch)
+        return flight.task
+
+    def _end(self, key: records.SessionKey, task: asyncio.Task[directory.Located]) -> None:
+        del self._flights[key]
+        # Looked at here, for the case that all callers have left.
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.info("not woken: %s", error, extra={"action": "not_woken", "session_id": str(key)})
+
+    async def _fly(
+        self, key: records.SessionKey, flight: _Flight, head: records.Head | None
+    ) -> directory.Located:
+        refused: set[str] = set()
+        for _ in range(ROUNDS_MAX):
+            head = head or await self._store.sessions.head(key)
+            located = await self._owner_of(head, flight, refused)
+            if located is not None:
+                self._directory.put(key, located)
+                return located
+            head = None
+        raise errors.ActivationFailed(
+            f"the session changed hands {ROUNDS_MAX} times while it was being woken; try again",
+            session=key.session,
+            tenant=key.tenant,
+        )
+
+    async def _owner_of(
+        self, head: records.Head, flight: _Flight, refused: set[str]
+    ) -> directory.Located | None:
+        """Return the owner in office or a new one; None if the head has to be read again."""
+        if head.owner is None:
+            return await self._activate(head, flight.until, refused)
+        standing = await self.ownership.settle(
+            head, suspect_epoch=flight.suspect_epoch, until=flight.until
+        )
+        if standing is ownership.Standing.IN_OFFICE:
+            return directory.Located(owner=head.owner, epoch=head.epoch, version=head.version)
+        if standing is ownership.Standing.VACATED:
+            return None
+        return await self._activate(head, flight.until, refused)
+
+    async def _activate(
+        self, head: records.Head, until: deadline.Deadline, refused: set[str]
+    ) -> directory.Located | None:
+        request = placement.expected(head)
+        agent = await self.agent(head)
+        for _ in range(NODES_TRIED_MAX):
+            decision = placement.choose(
+                self._view.candidates(), request, self._rng, excluded=refused
+            )
+            if decision is None:
+                break
+            _explain(head.key, decision)
+            try:
+                return await self._ask(decision.node, head, agent, request, until)
+            except errors.Fenced:
+                return None
+            except (errors.NoCapacity, errors.NodeDraining, errors.OwnerUnreachable) as error:
+                log.info("node refused: %s", error, extra={"action": "refused"})
+                refused.add(decision.node)
+        raise errors.NoCapacity(session=head.key.session, tenant=head.key.tenant)
+
+    async def _ask(
+        self,
+        node: str,
+        head: records.Head,
+        agent: records.AgentVersion,
+        request: placement.Request,
+        until: deadline.Deadline,
+    ) -> directory.Located:
+        timeout_s = min(ACTIVATE_TIMEOUT_S, until.demand())
+        placed = self._view.placed(node, request)
+        try:
+            activated = await self._calls.activate(
+                node,
+                protocol.Activate(
+                    key=head.key,
+                    observed_epoch=head.epoch,
+                    observed_incarnation=head.owner.incarnation if head.owner else "",
+                    agent=agent,
+                    deadline_s=timeout_s,
+                ),
+                timeout_s=timeout_s,
+            )
+        except BaseException:
+            self._view.withdraw(placed)
+            raise
+        placed.activating = False
+        return directory.Located(owner=activated.owner, epoch=activated.epoch, version=head.version)
+
+
+def _explain(key: records.SessionKey, decision: placement.Decision) -> None:
+    scores = " ".join(f"{scored.node[:12]}={scored.total:.3f}" for scored in decision.scores)
+    log.info(
+        "%s placed on %s: %s; left out: %s",
+        key,
+        decision.node[:12],
+        scores,
+        decision.left_out or "none",
+        extra={"action": "placed", "session_id": str(key)},
+    )

@@ -1,0 +1,37 @@
+"""The Ray actor that a node's gateway runs in."""
+
+from torpor import clock, deployment
+from torpor.actors import ray_calls
+from torpor.router import gateway
+from torpor.storage import local_blobs, redis_store
+
+#: Calls of Ray into this actor are few: start, stop.
+CONCURRENCY_MAX = 8
+#: Calls under way when a gateway is told to stop get this long to end.
+STOP_GRACE_S = 5.0
+
+
+class GatewayActor:
+    """A detached Ray actor, one per node; stateless, any of them serves any session."""
+
+    def __init__(self, place: deployment.Deployment) -> None:
+        self._place = place
+        self._gateway: gateway.Gateway | None = None
+
+    async def start(self, host: str, port: int) -> int:
+        """Listen; returns the port."""
+        store = await redis_store.open(self._place)
+        await store.check_durability()
+        self._gateway = gateway.Gateway(
+            self._place,
+            store,
+            local_blobs.LocalBlobStore(self._place.storage),
+            ray_calls.RayCalls(),
+            clock.SystemClock(),
+        )
+        return await self._gateway.start(host, port)
+
+    async def stop(self) -> None:
+        """Refuse new calls, let those under way end."""
+        if self._gateway is not None:
+            await self._gateway.stop(STOP_GRACE_S)

@@ -1,0 +1,178 @@
+"""Handing calls to whoever owns a session, wherever that is by now."""
+
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+import msgspec
+
+from torpor import errors, limits, messages
+from torpor.actors import calls, protocol
+from torpor.router import activator, deadline, directory
+from torpor.storage import records, store
+
+T = TypeVar("T")
+
+#: Owners that may fail to answer within one call, one after the other: more is no accident.
+UNREACHABLE_MAX = 4
+
+
+class Router:
+    """The way from a gateway to the owners of sessions."""
+
+    def __init__(
+        self,
+        sessions: store.Sessions,
+        reach: calls.Calls,
+        wake: activator.Activator,
+        hints: directory.Directory,
+    ) -> None:
+        self._sessions = sessions
+        self._calls = reach
+        self._activator = wake
+        self._directory = hints
+
+    async def deliver(
+        self,
+        key: records.SessionKey,
+        message: messages.Message,
+        *,
+        body_digest: str,
+        busy: protocol.BusyPolicy,
+        min_version: int,
+        until: deadline.Deadline,
+    ) -> protocol.Delivered:
+        """Hand a message to the owner and return the committed turn; wakes the session.
+
+        Repeating is safe at any point: the owner knows the request id.
+
+        Raises:
+            SessionPaused, SessionBusy, MailboxFull, RequestIdReused, DedupFull
+            HistoryGap: the session is older than `min_version`: committed turns were lost.
+            what `reach` raises
+        """
+        if min_version:
+            await self._demand_version(key, min_version)
+
+        async def ask(located: directory.Located, left_s: float) -> protocol.Delivered:
+            request = protocol.Deliver(
+                epoch=located.epoch,
+                message=message,
+                body_digest=body_digest,
+                busy=busy,
+                deadline_s=left_s,
+            )
+            answer = await self._calls.deliver(located.owner, key, request, timeout_s=left_s)
+            self._directory.put(key, msgspec.structs.replace(located, version=answer.version))
+            return answer
+
+        return await self.reach(key, until, ask, pause_refused=True)
+
+    async def place_file(
+        self,
+        key: records.SessionKey,
+        *,
+        path: str,
+        digest: str,
+        size_bytes: int,
+        mode: int,
+        request_id: str,
+        until: deadline.Deadline,
+    ) -> protocol.Placed:
+        """Put an uploaded blob into the workspace through the owner; wakes the session.
+
+        Raises:
+            PathOutsideWorkspace, WorkspaceQuotaExceeded
+            what `reach` raises
+        """
+
+        async def ask(located: directory.Located, left_s: float) -> protocol.Placed:
+            request = protocol.PlaceFile(
+                epoch=located.epoch,
+                path=path,
+                digest=digest,
+                size_bytes=size_bytes,
+                mode=mode,
+                request_id=request_id,
+                deadline_s=left_s,
+            )
+            return await self._calls.place_file(located.owner, key, request, timeout_s=left_s)
+
+        return await self.reach(key, until, ask)
+
+    async def drain_inbox(self, key: records.SessionKey, until: deadline.Deadline) -> None:
+        """Have the owner look into its inbox; wakes the session.
+
+        Raises:
+            what `reach` raises
+        """
+
+        async def ask(located: directory.Located, left_s: float) -> None:
+            await self._calls.drain_inbox(located.owner, key, located.epoch, timeout_s=left_s)
+
+        await self.reach(key, until, ask, pause_refused=True)
+
+    async def reach(
+        self,
+        key: records.SessionKey,
+        until: deadline.Deadline,
+        ask: Callable[[directory.Located, float], Awaitable[T]],
+        *,
+        pause_refused: bool = False,
+    ) -> T:
+        """Ask the owner, following the session when it has moved or its owner is gone.
+
+        `ask` gets the owner and the seconds left. It may be called again for another owner.
+
+        Raises:
+            Fenced: the session moved more than `FORWARDS_MAX` times meanwhile.
+            OwnerUnreachable, DeadlineExceeded
+            SessionPaused: if `pause_refused` and it would have to be woken.
+            what `ask` and `Activator.locate` raise
+        """
+        stale = unreachable = suspect_epoch = 0
+        while True:
+            located = self._directory.get(key)
+            if located is None:
+                located = await self._locate(key, until, suspect_epoch, pause_refused)
+            try:
+                return await ask(located, until.demand())
+            except errors.Fenced:
+                self._directory.forget(key, located.epoch)
+                stale += 1
+                if stale > limits.FORWARDS_MAX:
+                    raise
+            except errors.OwnerUnreachable:
+                self._directory.forget(key, located.epoch)
+                suspect_epoch = located.epoch
+                unreachable += 1
+                if until.left_s() <= 0:
+                    self._activator.suspect(key, suspect_epoch)
+                    raise errors.DeadlineExceeded(session=key.session, tenant=key.tenant) from None
+                if unreachable >= UNREACHABLE_MAX:
+                    raise
+
+    async def _locate(
+        self,
+        key: records.SessionKey,
+        until: deadline.Deadline,
+        suspect_epoch: int,
+        pause_refused: bool,
+    ) -> directory.Located:
+        head = await self._sessions.head(key)
+        if pause_refused and head.status is records.Status.PAUSED:
+            raise errors.SessionPaused(session=key.session, tenant=key.tenant)
+        return await self._activator.locate(key, until, suspect_epoch=suspect_epoch, head=head)
+
+    async def _demand_version(self, key: records.SessionKey, min_version: int) -> None:
+        located = self._directory.get(key)
+        if located is not None and located.version >= min_version:
+            return
+        head = await self._sessions.head(key)
+        if head.version < min_version:
+            raise errors.HistoryGap(
+                f"the session is at version {head.version}, but version {min_version} was seen: "
+                "committed turns were lost",
+                session=key.session,
+                tenant=key.tenant,
+                version=head.version,
+            )
