@@ -29,6 +29,8 @@ log = logging.getLogger(__name__)
 BEAT_S = 1.0
 #: Activations that wait for one of the node's permits; beyond it the gateway looks elsewhere.
 WAITING_MAX = 32
+#: Ray's own calls in flight: activations that wait, and everything quick.
+CONCURRENCY_MAX = 256
 #: An owner that answers a ping within this lives.
 PING_TIMEOUT_S = 2.0
 #: Importing an agent with pandas takes some seconds on a slow machine.
@@ -57,7 +59,9 @@ class NodeAgent:
         self._incarnation = ""
 
     async def start(self) -> str:
-        """Take office; returns the incarnation."""
+        """Take office; returns the incarnation. An agent that is in office stays as it is."""
+        if self._incarnation:
+            return self._incarnation
         self._store = await redis_store.open(self._place)
         await self._store.check_durability()
         keys = await asyncio.to_thread(keyring.load, self._place.signing_key_file)

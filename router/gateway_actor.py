@@ -17,19 +17,24 @@ class GatewayActor:
     def __init__(self, place: deployment.Deployment) -> None:
         self._place = place
         self._gateway: gateway.Gateway | None = None
+        self._port = 0
 
     async def start(self, host: str, port: int) -> int:
-        """Listen; returns the port."""
+        """Listen; returns the port. A gateway that listens already keeps its port."""
+        if self._gateway is not None:
+            return self._port
         store = await redis_store.open(self._place)
         await store.check_durability()
-        self._gateway = gateway.Gateway(
+        made = gateway.Gateway(
             self._place,
             store,
             local_blobs.LocalBlobStore(self._place.storage),
             ray_calls.RayCalls(),
             clock.SystemClock(),
         )
-        return await self._gateway.start(host, port)
+        self._port = await made.start(host, port)
+        self._gateway = made
+        return self._port
 
     async def stop(self) -> None:
         """Refuse new calls, let those under way end."""

@@ -49,3 +49,8 @@ def random_id(prefix: str) -> str:
 def nonce() -> str:
     """Return 128 bits from the kernel in hex: what tells two activations of one epoch apart."""
     return os.urandom(16).hex()
+
+
+def api_key() -> str:
+    """Return a fresh API key: 160 bits from the kernel, recognisable by its prefix."""
+    return f"tp_{base64.b32encode(os.urandom(20)).decode().lower()}"

@@ -1,0 +1,86 @@
+"""The only module that touches what Ray does not promise, each thing with a way to live without it.
+
+Held by `tests/integration/test_ray_compat.py`, which says what broke when Ray moves.
+"""
+
+import os
+from typing import Any
+
+import ray
+from ray import cluster_utils
+
+#: Read by Ray's processes at their start; set before any of them is started here.
+_NODE_ENVIRONMENT = {
+    # Sessions are the payload, not background work.
+    "RAY_worker_niceness": "0",
+    # Dead session actors are of no interest, and the control service keeps 100,000 by default.
+    "RAY_maximum_gcs_destroyed_actor_cached_count": "2000",
+    "RAY_maximum_gcs_dead_worker_cached_count": "2000",
+    "RAY_task_events_max_num_task_in_gcs": "10000",
+    "RAY_metric_cardinality_level": "low",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    # A label per node name; see `NAME_LABEL`.
+    "RAY_AUTH_MODE": "disabled",
+}
+
+#: The node label that carries a node's name for people.
+NAME_LABEL = "torpor-name"
+#: A local node's object store: torpor passes small messages only.
+OBJECT_STORE_BYTES = 80 << 20
+
+
+class LocalCluster:
+    """Several Ray nodes on this machine, for `torpor dev` and tests.
+
+    `ray.cluster_utils.Cluster` is a developer's API. Without it: `ray start` by hand, once a node.
+    """
+
+    def __init__(self, nodes: int, *, cpus_per_node: float = 1.0, dashboard: bool = False) -> None:
+        """Start `nodes` raylets named node-1…; the first is the head. Takes 5 to 20 s."""
+        for name, value in _NODE_ENVIRONMENT.items():
+            os.environ.setdefault(name, value)
+        # Every process that Ray starts should find compiled modules, and leave some if there are none.
+        os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+        self._nodes: dict[str, Any] = {}
+        self._cpus = cpus_per_node
+        self._cluster = cluster_utils.Cluster()
+        for number in range(1, nodes + 1):
+            extra: dict[str, object] = {"include_dashboard": dashboard} if number == 1 else {}
+            self._add(f"node-{number}", **extra)
+        self.address = str(self._cluster.address)
+
+    def connect(self) -> None:
+        """Make this process a driver of the cluster."""
+        ray.init(address=self.address, log_to_driver=False, logging_level="ERROR")
+
+    def add(self, name: str) -> None:
+        """Start one more node."""
+        self._add(name)
+
+    def kill_node(self, name: str) -> None:
+        """End a node and all its processes at once, as a power failure would; not the head."""
+        self._cluster.remove_node(self._nodes.pop(name), allow_graceful=False)
+
+    def stop(self) -> None:
+        """Disconnect and end all nodes."""
+        ray.shutdown()
+        self._cluster.shutdown()
+
+    def _add(self, name: str, **extra: object) -> None:
+        self._nodes[name] = self._cluster.add_node(
+            num_cpus=self._cpus,
+            labels={NAME_LABEL: name},
+            object_store_memory=OBJECT_STORE_BYTES,
+            **extra,
+        )
+
+
+def node_name(node: dict[str, Any]) -> str:
+    """Return a name for people of an entry of `ray.nodes()`: its label, or its host's name."""
+    labels = node.get("Labels") or {}
+    return str(labels.get(NAME_LABEL) or node.get("NodeManagerHostname") or node["NodeID"][:8])
+
+
+def is_head(node: dict[str, Any]) -> bool:
+    """Whether an entry of `ray.nodes()` is the head node."""
+    return "node:__internal_head__" in (node.get("Resources") or {})

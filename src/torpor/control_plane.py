@@ -1,0 +1,168 @@
+"""Keeps a gateway and a node agent on every Ray node that hosts sessions."""
+
+import asyncio
+import logging
+from typing import Any
+
+import msgspec
+import ray
+
+from torpor import deployment, errors
+from torpor.actors import node_agent, protocol, ray_compat
+from torpor.router import gateway_actor
+
+log = logging.getLogger(__name__)
+
+#: How often nodes are compared with what runs on them.
+RECONCILE_S = 2.0
+#: A new actor imports, connects and listens within this on a slow machine, or something is wrong.
+START_TIMEOUT_S = 90.0
+#: Evicting a full node takes some seconds; turns under way are waited for.
+RETIRE_TIMEOUT_S = 30.0
+
+
+class Running(msgspec.Struct, kw_only=True):
+    """What runs on one node."""
+
+    node: str
+    name: str
+    #: `host:port`
+    gateway: str
+    gateway_actor: Any
+    agent_actor: Any
+
+
+class ControlPlane:
+    """Starts what is missing; everything it starts is detached and lives on without it."""
+
+    def __init__(self, place: deployment.Deployment) -> None:
+        self._place = place
+        self.running: dict[str, Running] = {}
+        # Wrapped once each: wrapping again would export the class to the cluster again.
+        self._agent_class: Any = ray.remote(node_agent.NodeAgent)
+        self._gateway_class: Any = ray.remote(gateway_actor.GatewayActor)
+
+    async def reconcile(self) -> None:
+        """Bring every node that hosts sessions into service, and forget those that are gone.
+
+        Raises:
+            StoreUnavailable, StoreBelowDurability, SigningKeyMissing, FailedPrecondition: what keeps a
+                node from service, from its own process.
+        """
+        nodes = {node["NodeID"]: node for node in self._hosts()}
+        for gone in self.running.keys() - nodes.keys():
+            del self.running[gone]
+        missing = [node for key, node in nodes.items() if key not in self.running]
+        for started in await asyncio.gather(
+            *(self._bring_up(node, self._port(node)) for node in missing)
+        ):
+            self.running[started.node] = started
+        for running in list(self.running.values()):
+            if not await _alive(running):
+                del self.running[running.node]
+
+    async def keep(self) -> None:
+        """Reconcile until cancelled; what fails is tried again."""
+        while True:
+            await asyncio.sleep(RECONCILE_S)
+            try:
+                await self.reconcile()
+            except (errors.TorporError, ray.exceptions.RayError, TimeoutError) as error:
+                log.warning("reconcile failed: %s", error, extra={"action": "reconcile_failed"})
+
+    async def retire(self) -> None:
+        """Evict all sessions in order and end everything that was started."""
+        everywhere = list(self.running.values())
+        await asyncio.gather(
+            *(_bounded(each.agent_actor.retire.remote(), RETIRE_TIMEOUT_S) for each in everywhere)
+        )
+        await asyncio.gather(
+            *(_bounded(each.gateway_actor.stop.remote(), RETIRE_TIMEOUT_S) for each in everywhere)
+        )
+        for each in everywhere:
+            ray.kill(each.agent_actor)
+            ray.kill(each.gateway_actor)
+        self.running.clear()
+
+    def _hosts(self) -> list[dict[str, Any]]:
+        alive = [node for node in ray.nodes() if node["Alive"]]
+        hosting = [
+            node
+            for node in alive
+            if self._place.head_hosts_sessions or not ray_compat.is_head(node)
+        ]
+        return sorted(hosting, key=ray_compat.node_name)
+
+    def _port(self, node: dict[str, Any]) -> int:
+        """Return the node's own port; where nodes share a machine, the lowest that is free of ours."""
+        place = self._place
+        if place.gateway_port_step == 0:
+            return place.gateway_port
+        number = [each["NodeID"] for each in self._hosts()].index(node["NodeID"])
+        taken = {int(each.gateway.rpartition(":")[2]) for each in self.running.values()}
+        port = place.gateway_port + number * place.gateway_port_step
+        while port in taken:
+            port += place.gateway_port_step
+        return port
+
+    async def _bring_up(self, node: dict[str, Any], port: int) -> Running:
+        place, node_id, name = self._place, str(node["NodeID"]), ray_compat.node_name(node)
+        common = {
+            "namespace": protocol.NAMESPACE,
+            "lifetime": "detached",
+            "num_cpus": 0,
+            "max_restarts": 0,
+            "get_if_exists": True,
+            "label_selector": {"ray.io/node-id": node_id},
+            "enable_task_events": False,
+        }
+        front = self._gateway_class.options(
+            name=protocol.gateway_name(node_id),
+            max_concurrency=gateway_actor.CONCURRENCY_MAX,
+            **common,
+        ).remote(place)
+        bound = await _within(front.start.remote(place.gateway_host, port))
+        host = place.gateway_host
+        address = f"{node['NodeManagerAddress'] if host in ('0.0.0.0', '::') else host}:{bound}"  # noqa: S104
+        cpus = float(node["Resources"].get("CPU", 0)) or 1.0
+        agent = self._agent_class.options(
+            name=protocol.node_agent_name(node_id),
+            max_concurrency=node_agent.CONCURRENCY_MAX,
+            **common,
+        ).remote(place, node_id, name, address, cpus)
+        await _within(agent.start.remote())
+        return Running(
+            node=node_id, name=name, gateway=address, gateway_actor=front, agent_actor=agent
+        )
+
+
+async def _within(call: Any) -> Any:
+    try:
+        return await asyncio.wait_for(call, START_TIMEOUT_S)
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, errors.TorporError):
+            raise error.cause from None
+        raise
+
+
+async def _bounded(call: Any, timeout_s: float) -> None:
+    try:
+        await asyncio.wait_for(call, timeout_s)
+    except (TimeoutError, ray.exceptions.RayError) as error:
+        log.warning("did not stop in order: %s", error, extra={"action": "stop_failed"})
+
+
+async def _alive(running: Running) -> bool:
+    """Whether both actors still answer; a dead one is made anew by the next round."""
+    for actor, call in (
+        (running.agent_actor, running.agent_actor.observe.remote()),
+        (running.gateway_actor, running.gateway_actor.__ray_ready__.remote()),
+    ):
+        try:
+            await asyncio.wait_for(call, RECONCILE_S * 5)
+        except ray.exceptions.ActorDiedError:
+            ray.kill(actor)
+            return False
+        except (TimeoutError, ray.exceptions.RayError):
+            continue  # slow or not to be reached now: not proven dead
+    return True

@@ -1,0 +1,38 @@
+"""`torpor serve`: the control plane on an existing Ray cluster and Redis."""
+
+import asyncio
+import signal
+
+import ray
+
+from torpor import control_plane, deployment
+from torpor.storage import redis_store
+
+
+def run(place: deployment.Deployment) -> None:
+    """Bring all nodes into service and keep them there until SIGINT or SIGTERM.
+
+    What it started lives on without it: gateways and node agents are detached actors, and a second
+    `torpor serve` takes over where this one ended.
+
+    Raises:
+        StoreUnavailable, StoreBelowDurability, SigningKeyMissing: before anything is started.
+        ConnectionError: no Ray cluster to be found; start one, or set RAY_ADDRESS.
+    """
+    asyncio.run(_serve(place))
+
+
+async def _serve(place: deployment.Deployment) -> None:
+    stop = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    store = await redis_store.open(place)
+    await store.check_durability()
+    await store.close()
+    await asyncio.to_thread(ray.init, address="auto", log_to_driver=False, logging_level="ERROR")
+    control = control_plane.ControlPlane(place)
+    await control.reconcile()
+    keeping = asyncio.create_task(control.keep())
+    await stop.wait()
+    keeping.cancel()
+    await asyncio.to_thread(ray.shutdown)
