@@ -13,14 +13,14 @@ import traceback
 
 import msgspec
 
-from torpor import agent, errors
+from torpor import definition, errors
 from torpor.actors import protocol
 
 #: Lines of a failed import's traceback that go to whoever deployed the agent.
 TRACEBACK_LINES_MAX = 12
 
 
-def load(import_path: str) -> type[agent.Agent]:
+def load(import_path: str) -> type[definition.Agent]:
     """Import `module:Class` and return the class.
 
     Raises:
@@ -41,7 +41,7 @@ def load(import_path: str) -> type[agent.Agent]:
             f"cannot import {import_path}: {type(error).__name__}: {error}\n" + "\n".join(tail),
             import_path=import_path,
         ) from error
-    if not (inspect.isclass(found) and issubclass(found, agent.Agent)):
+    if not (inspect.isclass(found) and issubclass(found, definition.Agent)):
         raise errors.AgentImportFailed(
             f"{import_path} is not a torpor.Agent (nor made by @torpor.agent)",
             import_path=import_path,
@@ -52,7 +52,7 @@ def load(import_path: str) -> type[agent.Agent]:
 def describe(import_path: str) -> protocol.AgentDescription:
     """Import an agent and say what it is; raises as `load` does, and `InvalidField` for its settings."""
     found = load(import_path)
-    settings = agent.settings_of(found)
+    settings = definition.settings_of(found)
     try:
         source = inspect.getsource(sys.modules[found.__module__])
     except (OSError, TypeError, KeyError):

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from torpor import agent, errors, messages
+from torpor import definition, errors, messages
 from torpor.actors import turn_context
 from torpor.storage import snapshot, state
 
@@ -51,13 +51,13 @@ class AgentThread:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="agent", daemon=True)
         self._thread.start()
-        self._agent: agent.Agent | None = None
+        self._agent: definition.Agent | None = None
 
     async def call(self, work: Coroutine[Any, Any, T]) -> T:
         """Run a coroutine on the agent's thread and return what it returns."""
         return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, self._loop))
 
-    async def wake(self, make: Callable[[], agent.Agent]) -> None:
+    async def wake(self, make: Callable[[], definition.Agent]) -> None:
         """Make the agent object and run its `on_wake`."""
 
         async def work() -> None:
@@ -118,7 +118,7 @@ class AgentThread:
 
 
 async def _handle(
-    current: agent.Agent, ctx: turn_context.TurnContext, message: messages.Message
+    current: definition.Agent, ctx: turn_context.TurnContext, message: messages.Message
 ) -> messages.Reply:
     answer: Awaitable[object] | object = current.on_message(ctx, message)
     value = await answer if isinstance(answer, Awaitable) else answer

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from torpor import agent, deployment, errors, messages
+from torpor import definition, deployment, errors, messages
 from torpor.storage import keyring, records
 
 #: Ray's namespace for everything of ours.
@@ -101,7 +101,7 @@ class AgentDescription(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     #: The class's name in lower case: the default name.
     default_name: str
     digest: str
-    settings: agent.AgentSettings
+    settings: definition.AgentSettings
 
 
 # --- gateway → session actor (Ray actor `session_actor_name(key, epoch)`) ---------------------------

@@ -11,7 +11,7 @@ import time
 
 import msgspec
 
-from torpor import agent, clock, errors, limits, messages
+from torpor import clock, definition, errors, limits, messages
 from torpor.actors import (
     agent_thread,
     deltas,
@@ -44,7 +44,7 @@ class Residence:
         board: slot_board.SlotBoard,
         store: store.Store,
         blobs: blobs.BlobStore,
-        settings: agent.AgentSettings,
+        settings: definition.AgentSettings,
         spec: protocol.BootSpec,
         clock: clock.Clock,
     ) -> None:

@@ -12,7 +12,7 @@ import pathlib
 
 import ray
 
-from torpor import agent, clock, errors
+from torpor import clock, definition, errors
 from torpor.actors import (
     agent_code,
     agent_thread,
@@ -160,7 +160,7 @@ async def _load(
     spec: protocol.BootSpec,
     owned: ownership.Ownership,
     acquired: records.Acquired,
-    make: type[agent.Agent],
+    make: type[definition.Agent],
     blobs: local_blobs.LocalBlobStore,
 ) -> tuple[agent_thread.AgentThread, snapshot.Snapshotter]:
     """Bring files and state back; the files first, since loading the state may look for them."""

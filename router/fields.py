@@ -1,6 +1,7 @@
 """Checking what requests bring, so that an error names the field."""
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, TypeVar
 
 import blake3
 import msgspec
@@ -9,8 +10,12 @@ from torpor import errors, ids, limits, messages
 from torpor.router import call
 from torpor.storage import records
 
+T = TypeVar("T")
+
 #: 128 bits tell two bodies under one request id apart.
 _BODY_DIGEST_CHARS = 32
+#: 80 bits: no two sessions of a tenant meet by chance.
+_SESSION_ID_CHARS = 20
 
 
 def session_key(session_id: str) -> records.SessionKey:
@@ -20,6 +25,13 @@ def session_key(session_id: str) -> records.SessionKey:
         InvalidField
     """
     return records.SessionKey(call.identity.get().tenant, ids.check_name("session_id", session_id))
+
+
+def session_id(request_id: str) -> str:
+    """Return the id of a session whose maker chose none: the same for the same request."""
+    identity = call.identity.get()
+    digest = blake3.blake3(f"{identity.tenant}/{request_id}".encode()).hexdigest()
+    return f"s-{digest[:_SESSION_ID_CHARS]}"
 
 
 def request_id(value: str) -> str:
@@ -40,6 +52,17 @@ def at_least_zero(field: str, value: int) -> int:
     if value < 0:
         raise errors.InvalidField(f"{field} must not be negative", field=field)
     return value
+
+
+def one_of(field: str, value: int, table: Mapping[Any, T]) -> T:
+    """Return what an enum's value stands for.
+
+    Raises:
+        InvalidField: the value is not known.
+    """
+    if value not in table:
+        raise errors.InvalidField(f"{field} has no value {value}", field=field)
+    return table[value]
 
 
 def page_size(value: int, *, default: int, size_max: int) -> int:

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 
-from torpor import agent, messages
+from torpor import definition, messages
 
 
 class Status(enum.StrEnum):
@@ -233,7 +233,7 @@ class AgentVersion(msgspec.Struct, frozen=True, kw_only=True):
     import_path: str
     #: Digest of the module's source and the settings: registering the same again makes no new version.
     digest: str
-    settings: agent.AgentSettings
+    settings: definition.AgentSettings
     created_ms: int
 
 

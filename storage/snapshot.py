@@ -47,7 +47,7 @@ class Snapshotter:
     """Takes snapshots of one live workspace. Blocks: use it from one thread at a time."""
 
     def __init__(
-        self, root: pathlib.Path, store: blobs.BlobStore, tenant: str, *, quota_bytes: int
+        self, root: pathlib.Path, store: blobs.BlobStore, tenant: str, quota_bytes: int
     ) -> None:
         self._root = root
         self._store = store
@@ -68,7 +68,7 @@ class Snapshotter:
 
         Raises:
             WorkspaceQuotaExceeded: nothing was written.
-            FailedPrecondition: a file cannot be read.
+            TurnFailed: a file cannot be read.
             StorageFull, StorageUnavailable: nothing is promised; the next call tries again.
         """
         now_ns = time.time_ns()

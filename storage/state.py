@@ -14,7 +14,7 @@ from typing import Any
 import cloudpickle  # type: ignore[import-untyped]
 
 from torpor import errors, limits
-from torpor.agent import Agent
+from torpor.definition import Agent
 
 PROTOCOL = 5
 #: How deep the search for what cannot be pickled goes; the path is of use to a person up to here.

@@ -50,7 +50,7 @@ class Scan:
         """Return `known` itself when nothing has changed since, else what has.
 
         Raises:
-            FailedPrecondition: a folder cannot be read.
+            TurnFailed: a folder cannot be read.
             WorkspaceQuotaExceeded: too many entries, or too deep.
         """
         return self._open(os.fspath(root), None, known, "", 0)
@@ -114,7 +114,7 @@ class Scan:
 
 def unreadable(path: str, error: OSError) -> errors.TorporError:
     """Return the error for a file or folder of the workspace that cannot be read."""
-    return errors.FailedPrecondition(
+    return errors.TurnFailed(
         f"{path!r} in the workspace cannot be read ({error.strerror}); "
         "make it readable for its owner, or remove it",
         path=path,

@@ -1,6 +1,6 @@
 """Agent sessions that live as Ray actors, sleep in Redis, and wake exactly where they were."""
 
-from torpor.agent import Agent, agent
+from torpor.definition import Agent, agent
 from torpor.connecting import connect, connect_sync
 from torpor.context import Context
 from torpor.messages import Event, Message, Reply

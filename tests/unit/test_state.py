@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from torpor import errors, limits
-from torpor.agent import Agent
+from torpor.definition import Agent
 from torpor.storage import state
 
 SESSION_CODE = """

@@ -84,17 +84,24 @@ class Cell:
         loop = asyncio.get_running_loop()
 
         def body() -> None:
-            try:
-                self._run(explain)
-            finally:
-                loop.call_soon_threadsafe(done.set)
+            # A late interruption strikes after the cell's own code; it has nothing left to stop.
+            with contextlib.suppress(KeyboardInterrupt):
+                try:
+                    self._run(explain)
+                finally:
+                    loop.call_soon_threadsafe(done.set)
 
         show_source(self._file, self._source)
         thread = threading.Thread(target=body, name=self._file, daemon=True)
-        thread.start()
-        if not await _within(done, timeout_s):
-            self._interrupted_after_s = timeout_s
-            await self._interrupt(thread, done)
+        stdout, stderr = output.Output(STREAM_CHARS_MAX), output.Output(STREAM_CHARS_MAX)
+        # Put back here and not in the thread, where an interruption could strike in the middle.
+        with _streams(stdout, stderr), self._space.as_main():
+            thread.start()
+            if not await _within(done, timeout_s):
+                self._interrupted_after_s = timeout_s
+                await self._interrupt(thread, done)
+        self._space.variables.pop(_VALUE, None)
+        self._outcome.stdout, self._outcome.stderr = stdout.text(), stderr.text()
         return self._outcome
 
     async def _interrupt(self, thread: threading.Thread, done: asyncio.Event) -> None:
@@ -107,6 +114,8 @@ class Cell:
             # The exception may also strike just before `done` is set: then only the end tells.
             if await _within(done, INTERRUPT_PAUSE_S) or not thread.is_alive():
                 self._outcome.interrupted = True
+                if self._outcome.error is None:
+                    self._outcome.error = self._failure(KeyboardInterrupt(), lambda name: None)
                 return
         raise errors.TurnTimedOut(
             f"the cell ran longer than {self._interrupted_after_s:g} s and could not be "
@@ -115,20 +124,10 @@ class Cell:
         )
 
     def _run(self, explain: Callable[[str], str | None]) -> None:
-        stdout, stderr = output.Output(STREAM_CHARS_MAX), output.Output(STREAM_CHARS_MAX)
-        with (
-            contextlib.redirect_stdout(stdout),
-            contextlib.redirect_stderr(stderr),
-            _redirect_stdin(output.NoInput()),
-            self._space.as_main(),
-        ):
-            try:
-                self._outcome.value = self._value_of(_compiled(self._source, self._file))
-            except BaseException as error:
-                self._outcome.error = self._failure(error, explain)
-            finally:
-                self._space.variables.pop(_VALUE, None)
-                self._outcome.stdout, self._outcome.stderr = stdout.text(), stderr.text()
+        try:
+            self._outcome.value = self._value_of(_compiled(self._source, self._file))
+        except BaseException as error:
+            self._outcome.error = self._failure(error, explain)
 
     def _value_of(self, code: types.CodeType) -> str | None:
         running = eval(code, self._space.variables)  # noqa: S307
@@ -242,10 +241,11 @@ async def _within(done: asyncio.Event, seconds: float) -> bool:
 
 
 @contextlib.contextmanager
-def _redirect_stdin(stream: Any) -> Iterator[None]:
-    before = sys.stdin
-    sys.stdin = stream
+def _streams(stdout: output.Output, stderr: output.Output) -> Iterator[None]:
+    stdin: Any = output.NoInput()
+    before, sys.stdin = sys.stdin, stdin
     try:
-        yield
+        with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr):
+            yield
     finally:
         sys.stdin = before

@@ -5,6 +5,7 @@ way back every function is bound to the one namespace again, so that what one fu
 another one sees. Closures that share a variable share it afterwards too.
 """
 
+import builtins
 import contextlib
 import functools
 import importlib
@@ -45,7 +46,7 @@ class Namespace:
         self.module = types.ModuleType("__main__")
         #: The globals of every cell.
         self.variables: dict[str, Any] = vars(self.module)
-        self.variables["__builtins__"] = __builtins__
+        self.variables["__builtins__"] = builtins
         #: Modules imported as `import a.b`: they are no variable of their own.
         self.submodules: dict[str, None] = {}
         #: Variables that cannot be pickled, and why; as of the last `dump`.

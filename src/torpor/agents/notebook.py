@@ -14,8 +14,8 @@ from torpor.agents import cells, files, namespaces
 _SOURCES_CHARS_MAX = 64 << 10
 #: Names remembered as lost; each was named in a reply when it was set.
 _LOST_MAX = 100
-#: Below the turn's own limit, for interrupting the cell and pickling its variables.
-_RESERVE_S = 30.0
+#: Share of the turn's own limit that a cell may take; the rest is for interrupting it and pickling.
+_CELL_SHARE = 0.9
 
 
 class Notebook(Agent):
@@ -112,8 +112,8 @@ class Notebook(Agent):
         return self._space
 
     def _timeout_s(self, data: dict[str, Any]) -> float:
-        timeout_s = data.get("timeout_s", parse_duration_s(self.cell_timeout))
-        limit_s = parse_duration_s(self.turn_timeout) - _RESERVE_S
+        limit_s = parse_duration_s(self.turn_timeout) * _CELL_SHARE
+        timeout_s = data.get("timeout_s", min(parse_duration_s(self.cell_timeout), limit_s))
         is_number = isinstance(timeout_s, int | float) and not isinstance(timeout_s, bool)
         if not is_number or not 0 < timeout_s <= limit_s:
             raise errors.InvalidField(

@@ -1,5 +1,6 @@
 """What a cell prints, bounded."""
 
+import collections
 import io
 from typing import NoReturn
 
@@ -9,8 +10,10 @@ class Output(io.TextIOBase):
 
     def __init__(self, chars_max: int) -> None:
         self._half = chars_max // 2
-        self._head = ""
-        self._tail = ""
+        self._head: list[str] = []
+        self._head_room = self._half
+        self._tail: collections.deque[str] = collections.deque()
+        self._tail_chars = 0
         self._dropped = 0
 
     def writable(self) -> bool:
@@ -19,25 +22,27 @@ class Output(io.TextIOBase):
 
     def write(self, text: str) -> int:
         """Keep `text` as far as there is room."""
-        room = self._half - len(self._head)
-        self._head += text[:room]
-        self._tail += text[room:]
-        # Cut only when twice too long, so that many small writes do not copy the tail each time.
-        if len(self._tail) > 2 * self._half:
-            self._cut()
+        if self._head_room:
+            self._head.append(text[: self._head_room])
+        rest = text[self._head_room :]
+        self._head_room -= len(text) - len(rest)
+        if rest:
+            self._tail.append(rest[-self._half :])
+            self._tail_chars += len(self._tail[-1])
+            self._dropped += len(rest) - len(self._tail[-1])
+        # Whole pieces only, so that many small writes cost no copies; `text` cuts to the letter.
+        while self._tail and self._tail_chars - len(self._tail[0]) >= self._half:
+            piece = self._tail.popleft()
+            self._tail_chars -= len(piece)
+            self._dropped += len(piece)
         return len(text)
 
     def text(self) -> str:
         """Return what was kept, with a line that says how much is missing."""
-        if len(self._tail) > self._half:
-            self._cut()
-        gap = f"\n[… {self._dropped} characters left out …]\n" if self._dropped else ""
-        return f"{self._head}{gap}{self._tail}"
-
-    def _cut(self) -> None:
-        excess = len(self._tail) - self._half
-        self._dropped += excess
-        self._tail = self._tail[excess:]
+        excess = max(0, self._tail_chars - self._half)
+        dropped = self._dropped + excess
+        gap = f"\n[… {dropped} characters left out …]\n" if dropped else ""
+        return "".join(self._head) + gap + "".join(self._tail)[excess:]
 
 
 class NoInput(io.TextIOBase):
