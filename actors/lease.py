@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import logging
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 
 from torpor import errors
 from torpor.storage import store
@@ -24,12 +24,12 @@ class LeaseKeeper:
 
     def __init__(
         self,
-        open_store: Callable[[], Awaitable[store.Store]],
+        open_store: Callable[[], store.Store],
         *,
         node: str,
         incarnation: str,
         ttl_ms: int,
-        on_lapse: Callable[[], None],
+        on_lapse: Callable[[], object],
     ) -> None:
         self._open_store = open_store
         self._node = node
@@ -51,7 +51,7 @@ class LeaseKeeper:
         asyncio.run(self._keep())
 
     async def _keep(self) -> None:
-        opened = await self._open_store()
+        opened = self._open_store()
         pause_s = self._ttl_ms / 1000 / RENEWALS_PER_TTL
         # No bound on the loop but the lease itself: it ends when the lease does.
         while not await asyncio.to_thread(self._stop.wait, pause_s):
@@ -63,9 +63,7 @@ class LeaseKeeper:
                 # Away is not lapsed: the store says which once it is back, and every write asks it.
                 continue
             if not stands:
-                log.warning(
-                    "lease lapsed", extra={"action": "lease_lapsed", "node": self._node}
-                )
+                log.warning("lease lapsed", extra={"action": "lease_lapsed", "node": self._node})
                 self._on_lapse()
                 break
         with contextlib.suppress(errors.TorporError):

@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-import json
+import functools
 import logging
 import os
 import sys
@@ -36,6 +36,10 @@ PING_TIMEOUT_S = 2.0
 #: Importing an agent with pandas takes some seconds on a slow machine.
 INSPECT_TIMEOUT_S = 60.0
 
+_INSPECTED: msgspec.json.Decoder[Any] = msgspec.json.Decoder(
+    protocol.AgentDescription | protocol.Refusal
+)
+
 
 class NodeAgent:
     """A detached Ray actor, one per node. Expected errors return as `Refusal`."""
@@ -62,12 +66,10 @@ class NodeAgent:
         """Take office; returns the incarnation. An agent that is in office stays as it is."""
         if self._incarnation:
             return self._incarnation
-        self._store = await redis_store.open(self._place)
+        self._store = redis_store.open(self._place)
         await self._store.check_durability()
         keys = await asyncio.to_thread(keyring.load, self._place.signing_key_file)
-        self._maker = slots.SlotMaker(
-            self._place, keys, node=self._node, node_name=self._node_name
-        )
+        self._maker = slots.SlotMaker(self._place, keys, node=self._node, node_name=self._node_name)
         await self._maker.clean_leftovers()
         await self._take_office()
         self._spawn(self._keep_beat())
@@ -95,9 +97,7 @@ class NodeAgent:
             await slot.kill()
         return await self._store.sessions.vacate(key, epoch=epoch, incarnation=self._incarnation)
 
-    async def inspect_agent(
-        self, import_path: str
-    ) -> protocol.AgentDescription | protocol.Refusal:
+    async def inspect_agent(self, import_path: str) -> protocol.AgentDescription | protocol.Refusal:
         """Import an agent in a process of its own and describe it."""
         try:
             return await _inspect(import_path)
@@ -248,7 +248,7 @@ class NodeAgent:
             node=self._node,
             incarnation=self._incarnation,
             ttl_ms=self._place.lease_ttl_ms,
-            on_lapse=lambda: loop.call_soon_threadsafe(self._lapsed.set),
+            on_lapse=functools.partial(loop.call_soon_threadsafe, self._lapsed.set),
         )
         self._keeper.start()
         await self._store.nodes.announce(
@@ -312,10 +312,8 @@ async def _inspect(import_path: str) -> protocol.AgentDescription:
             f"importing {import_path} took longer than {INSPECT_TIMEOUT_S:g} s"
         ) from None
     try:
-        answer = msgspec.json.decode(
-            stdout, type=protocol.AgentDescription | protocol.Refusal
-        )
-    except (msgspec.MsgspecError, json.JSONDecodeError):
+        answer: protocol.AgentDescription | protocol.Refusal = _INSPECTED.decode(stdout)
+    except msgspec.MsgspecError:
         tail = stderr.decode(errors="replace")[-2000:]
         raise errors.AgentImportFailed(
             f"importing {import_path} ended the process ({process.returncode})\n{tail}"

@@ -177,12 +177,14 @@ class Ownership:
                 epoch=head.epoch,
                 nonce=head.nonce,
                 hot_from=head.hot_from,
-                new_hot_from=upto,
+                new_hot_from=run[-1].seq + 1,
                 cold_index=cold_index,
                 forgotten=forgotten,
             )
         )
-        self.head = msgspec.structs.replace(self.head, hot_from=upto, cold_index=cold_index)
+        self.head = msgspec.structs.replace(
+            self.head, hot_from=run[-1].seq + 1, cold_index=cold_index
+        )
         self._forget_old()
 
     async def _numbered(self, change: Change) -> records.Commit:
@@ -190,7 +192,11 @@ class Ownership:
         version, at_ms = head.version + 1, self._clock.now_ms()
         events = [
             messages.Event(
-                seq=head.next_seq + i, type=draft.type, data=draft.data, version=version, at_ms=at_ms
+                seq=head.next_seq + i,
+                type=draft.type,
+                data=draft.data,
+                version=version,
+                at_ms=at_ms,
             )
             for i, draft in enumerate(change.drafts)
         ]

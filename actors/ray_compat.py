@@ -3,6 +3,7 @@
 Held by `tests/integration/test_ray_compat.py`, which says what broke when Ray moves.
 """
 
+import logging
 import os
 from typing import Any
 
@@ -45,13 +46,13 @@ class LocalCluster:
         self._cpus = cpus_per_node
         self._cluster = cluster_utils.Cluster()
         for number in range(1, nodes + 1):
-            extra: dict[str, object] = {"include_dashboard": dashboard} if number == 1 else {}
+            extra = {"include_dashboard": dashboard} if number == 1 else {}
             self._add(f"node-{number}", **extra)
         self.address = str(self._cluster.address)
 
     def connect(self) -> None:
         """Make this process a driver of the cluster."""
-        ray.init(address=self.address, log_to_driver=False, logging_level="ERROR")
+        ray.init(address=self.address, log_to_driver=False, logging_level=logging.ERROR)
 
     def add(self, name: str) -> None:
         """Start one more node."""
@@ -66,7 +67,7 @@ class LocalCluster:
         ray.shutdown()
         self._cluster.shutdown()
 
-    def _add(self, name: str, **extra: object) -> None:
+    def _add(self, name: str, **extra: Any) -> None:
         self._nodes[name] = self._cluster.add_node(
             num_cpus=self._cpus,
             labels={NAME_LABEL: name},

@@ -8,6 +8,7 @@ import contextlib
 import logging
 import resource
 import time
+from typing import Any
 
 import msgspec
 
@@ -108,7 +109,8 @@ class Residence:
             case protocol.Deliver():
                 return await self._deliver(work.message, work.body_digest)
             case protocol.DrainInbox():
-                return await self._drain_inbox()
+                await self._drain_inbox()
+                return None
             case protocol.PlaceFile():
                 return await self._place_file(work)
             case protocol.Control(verb=protocol.Verb.EVICT) | protocol.Leave():
@@ -203,7 +205,7 @@ class Residence:
         usage: records.Usage,
     ) -> ownership.Change:
         request = {"request_id": message.request_id, "body_digest": body_digest}
-        said = {"text": message.text, "sender": message.sender, "request_id": message.request_id}
+        said: dict[str, Any] = {"text": message.text, "sender": message.sender, **request}
         if message.data:
             said["data"] = message.data
         before = [turn_context.Draft(type=messages.USER_MESSAGE, data=said)]

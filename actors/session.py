@@ -9,6 +9,7 @@ import functools
 import logging
 import os
 import pathlib
+from typing import Any
 
 import ray
 
@@ -61,24 +62,26 @@ class AgentSession:
 
     async def deliver(self, request: protocol.Deliver) -> protocol.Delivered | protocol.Refusal:
         """Handle a message in its turn."""
-        return await self._queue(  # type: ignore[no-any-return]
-            request, request.epoch, request.deadline_s, request.busy
-        )
+        answer: protocol.Delivered | protocol.Refusal = await self._queue(request, request.epoch, request.deadline_s, request.busy)
+        return answer
 
     async def control(self, request: protocol.Control) -> protocol.Controlled | protocol.Refusal:
         """Evict, pause or resume, in order with the turns."""
-        return await self._queue(request, request.epoch, request.deadline_s)  # type: ignore[no-any-return]
+        answer: protocol.Controlled | protocol.Refusal = await self._queue(request, request.epoch, request.deadline_s)
+        return answer
 
     async def place_file(self, request: protocol.PlaceFile) -> protocol.Placed | protocol.Refusal:
         """Put a file into the workspace, in order with the turns."""
-        return await self._queue(request, request.epoch, request.deadline_s)  # type: ignore[no-any-return]
+        answer: protocol.Placed | protocol.Refusal = await self._queue(request, request.epoch, request.deadline_s)
+        return answer
 
     async def leave(self, request: protocol.Leave) -> protocol.Controlled | protocol.Refusal:
         """Give the slot back, unless something is under way."""
         here = self._residence
         if here is not None and not here.quiet():
             return protocol.refuse(errors.NotEvictable())
-        return await self._queue(request, request.epoch, None)  # type: ignore[no-any-return]
+        answer: protocol.Controlled | protocol.Refusal = await self._queue(request, request.epoch, None)
+        return answer
 
     async def drain_inbox(self, epoch: int) -> None:
         """Look into the inbox soon; returns at once."""
@@ -111,7 +114,7 @@ class AgentSession:
         epoch: int,
         deadline_s: float | None,
         busy: protocol.BusyPolicy = protocol.BusyPolicy.ENQUEUE,
-    ) -> object:
+    ) -> Any:
         here = self._residence
         if here is None or here.epoch != epoch:
             return protocol.refuse(errors.Fenced("this process does not own that epoch"))
@@ -130,7 +133,7 @@ async def _take_up_residence(spec: protocol.BootSpec) -> residence.Residence:
     captures = output.Captures(
         output.SessionLog(output.log_folder(place.storage, key), spec.claim.observed_epoch + 1)
     )
-    store = await redis_store.open(place)
+    store = redis_store.open(place)
     blobs = local_blobs.LocalBlobStore(place.storage)
     owned = ownership.Ownership(
         store=store, blobs=blobs, keys=spec.keys, clock=clock.SystemClock(), agent=spec.agent

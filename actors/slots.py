@@ -76,7 +76,11 @@ class SlotMaker:
         self._actor_class: Any = ray.remote(session.AgentSession)
 
     async def make(
-        self, request: protocol.Activate, incarnation: str, nonce: str, on_death: Callable[[Slot], None]
+        self,
+        request: protocol.Activate,
+        incarnation: str,
+        nonce: str,
+        on_death: Callable[[Slot], None],
     ) -> Slot:
         """Start a process and let it claim and load the session.
 

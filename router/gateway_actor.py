@@ -23,7 +23,7 @@ class GatewayActor:
         """Listen; returns the port. A gateway that listens already keeps its port."""
         if self._gateway is not None:
             return self._port
-        store = await redis_store.open(self._place)
+        store = redis_store.open(self._place)
         await store.check_durability()
         made = gateway.Gateway(
             self._place,

@@ -88,7 +88,7 @@ def open(  # noqa: A001 — the pair of `seal`; nothing here opens files
     Raises:
         CheckpointCorrupt: it is torn, altered, signed with another key, of an unknown format, or
             not the one that the head names. The payload was not decoded.
-        ActivationFailed: another Python minor wrote it.
+        CheckpointIncompatible: another Python minor wrote it.
     """
     view = memoryview(envelope)
     body, signature, header_bytes, key_id = _split(view)
@@ -96,7 +96,7 @@ def open(  # noqa: A001 — the pair of `seal`; nothing here opens files
     header = _decode(bytes(body[_PREFIX.size : _PREFIX.size + header_bytes]))
     _compare(header, envelope, expected, keys.tenant)
     if header.python != PYTHON:
-        raise errors.ActivationFailed(
+        raise errors.CheckpointIncompatible(
             f"the checkpoint was written by Python {header.python}, this process is Python "
             f"{PYTHON}: run the agent on Python {header.python}",
             session=header.origin,

@@ -51,7 +51,7 @@ def load(data: bytes | memoryview) -> Agent:
 
     Raises:
         AgentImportFailed: the agent's code has no longer what the state refers to.
-        ActivationFailed: the state's own code raised an error while it was restored.
+        CheckpointIncompatible: the state's own code raised an error while it was restored.
     """
     try:
         instance: Agent = pickle.loads(data)  # noqa: S301 — verified: see the module docstring
@@ -60,7 +60,7 @@ def load(data: bytes | memoryview) -> Agent:
             f"the state refers to code that is not there: {_words(error)}"
         ) from error
     except Exception as error:
-        raise errors.ActivationFailed(f"the state cannot be restored: {_words(error)}") from error
+        raise errors.CheckpointIncompatible(f"the state cannot be restored: {_words(error)}") from error
     return instance
 
 

@@ -246,11 +246,30 @@ class Feed(Protocol):
 class Store(Protocol):
     """One connection pool to one store, in its parts."""
 
-    sessions: Sessions
-    wake: WakeIndex
-    nodes: Nodes
-    catalog: Catalog
-    feed: Feed
+    @property
+    def sessions(self) -> Sessions:
+        """The records of sessions."""
+        ...
+
+    @property
+    def wake(self) -> WakeIndex:
+        """Hints of what to wake for."""
+        ...
+
+    @property
+    def nodes(self) -> Nodes:
+        """Leases, announcements and loads."""
+        ...
+
+    @property
+    def catalog(self) -> Catalog:
+        """Tenants, keys, agents."""
+        ...
+
+    @property
+    def feed(self) -> Feed:
+        """Nudges to watchers."""
+        ...
 
     async def check_durability(self) -> Sequence[str]:
         """Return notes on what could not be determined; raise if the level is not reached.

@@ -10,10 +10,15 @@ from torpor import messages
 class HistoryPage(Protocol):
     """One gap-free run of events."""
 
-    #: In order of `seq`.
-    events: list[messages.Event]
-    #: Pass as `after` to read on; `None` at the end.
-    next_after: int | None
+    @property
+    def events(self) -> list[messages.Event]:
+        """In order of `seq`."""
+        ...
+
+    @property
+    def next_after(self) -> int | None:
+        """Pass as `after` to read on; `None` at the end."""
+        ...
 
 
 class History(Protocol):

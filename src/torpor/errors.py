@@ -6,7 +6,7 @@
     │                        · WorkspaceFileNotFound · SessionDeleted
     ├── AlreadyExists        SessionExists
     ├── FailedPrecondition   SessionPaused · SessionBusy · AgentImportFailed · NotEvictable
-    │                        · StoreBelowDurability · SigningKeyMissing
+    │                        · StoreBelowDurability · SigningKeyMissing · CheckpointIncompatible
     ├── Unauthenticated      ApiKeyMissing · ApiKeyInvalid
     ├── PermissionDenied     OperatorOnly
     ├── ResourceExhausted    MailboxFull · InboxFull · DedupFull · NoCapacity · TooManyRequests
@@ -23,6 +23,7 @@ The second level decides the gRPC status code (`torpor.status`), the leaf decide
 `retryable` says whether the same request, with the same request id, may be sent again.
 """
 
+import re
 from typing import ClassVar
 
 
@@ -33,8 +34,12 @@ class TorporError(Exception):
     a client can tell which session, tenant or file is meant without parsing the message.
     """
 
-    reason: ClassVar[str] = "INTERNAL"
+    reason: ClassVar[str] = "TORPOR_ERROR"
     retryable: ClassVar[bool] = False
+
+    def __init_subclass__(cls) -> None:
+        # `SessionNotFound` is SESSION_NOT_FOUND on the wire: a class is renamed only with its clients.
+        cls.reason = re.sub(r"(?<!^)(?=[A-Z])", "_", cls.__name__).upper()
 
     def __init__(self, message: str | None = None, **ids: str | int) -> None:
         self.message = message or (type(self).__doc__ or "").strip().splitlines()[0]
@@ -59,85 +64,57 @@ class Internal(TorporError):
 class InvalidArgument(TorporError):
     """The request is malformed."""
 
-    reason = "INVALID_ARGUMENT"
-
 
 class InvalidField(InvalidArgument):
     """A field of the request is missing, unknown or has a value that is not allowed."""
-
-    reason = "INVALID_FIELD"
 
 
 class MessageTooLarge(InvalidArgument):
     """The message is larger than the limit."""
 
-    reason = "MESSAGE_TOO_LARGE"
-
 
 class PathOutsideWorkspace(InvalidArgument):
     """The path leads out of the workspace."""
-
-    reason = "PATH_OUTSIDE_WORKSPACE"
 
 
 class RequestIdReused(InvalidArgument):
     """This request id was used before with a different body."""
 
-    reason = "REQUEST_ID_REUSED"
-
 
 class NotFound(TorporError):
     """There is no such thing."""
-
-    reason = "NOT_FOUND"
 
 
 class SessionNotFound(NotFound):
     """There is no session of this id in this tenant."""
 
-    reason = "SESSION_NOT_FOUND"
-
 
 class SessionDeleted(NotFound):
     """The session was deleted; deleted stays deleted."""
-
-    reason = "SESSION_DELETED"
 
 
 class AgentNotFound(NotFound):
     """There is no agent of this name; register it with `torpor deploy module:Class`."""
 
-    reason = "AGENT_NOT_FOUND"
-
 
 class TenantNotFound(NotFound):
     """There is no such tenant."""
-
-    reason = "TENANT_NOT_FOUND"
 
 
 class NodeNotFound(NotFound):
     """There is no such node."""
 
-    reason = "NODE_NOT_FOUND"
-
 
 class WorkspaceFileNotFound(NotFound):
     """There is no such file in the session's workspace."""
-
-    reason = "FILE_NOT_FOUND"
 
 
 class AlreadyExists(TorporError):
     """It exists already."""
 
-    reason = "ALREADY_EXISTS"
-
 
 class SessionExists(AlreadyExists):
     """A session of this id exists already."""
-
-    reason = "SESSION_EXISTS"
 
 
 # --- the request is fine, the state of things is not ----------------------------------------------
@@ -146,74 +123,53 @@ class SessionExists(AlreadyExists):
 class FailedPrecondition(TorporError):
     """The system is not in a state in which this can be done."""
 
-    reason = "FAILED_PRECONDITION"
-
 
 class SessionPaused(FailedPrecondition):
     """The session is paused; resume it first."""
-
-    reason = "SESSION_PAUSED"
 
 
 class SessionBusy(FailedPrecondition):
     """The session is in the middle of a turn and the call asked not to wait."""
 
-    reason = "SESSION_BUSY"
-    retryable = False
-
 
 class AgentImportFailed(FailedPrecondition):
     """The agent cannot be imported on the nodes."""
-
-    reason = "AGENT_IMPORT_FAILED"
 
 
 class NotEvictable(FailedPrecondition):
     """The session is working and cannot be evicted now."""
 
-    reason = "NOT_EVICTABLE"
-
 
 class StoreBelowDurability(FailedPrecondition):
     """The store is set below the durability level that the configuration names."""
-
-    reason = "STORE_BELOW_DURABILITY"
 
 
 class SigningKeyMissing(FailedPrecondition):
     """There is no key to sign checkpoints with; torpor does not start without one."""
 
-    reason = "SIGNING_KEY_MISSING"
+
+class CheckpointIncompatible(FailedPrecondition):
+    """The checkpoint is sound, but this Python or this agent's code cannot load it."""
 
 
 class Unauthenticated(TorporError):
     """The call does not say who makes it."""
 
-    reason = "UNAUTHENTICATED"
-
 
 class ApiKeyMissing(Unauthenticated):
     """No API key; send it as `authorization: Bearer …` or set TORPOR_API_KEY."""
-
-    reason = "API_KEY_MISSING"
 
 
 class ApiKeyInvalid(Unauthenticated):
     """The API key is unknown or was revoked."""
 
-    reason = "API_KEY_INVALID"
-
 
 class PermissionDenied(TorporError):
     """The API key does not allow this."""
 
-    reason = "PERMISSION_DENIED"
-
 
 class OperatorOnly(PermissionDenied):
     """This call needs an operator's API key."""
-
-    reason = "OPERATOR_ONLY"
 
 
 # --- too much ------------------------------------------------------------------------------------
@@ -222,51 +178,37 @@ class OperatorOnly(PermissionDenied):
 class ResourceExhausted(TorporError):
     """A bound is reached; nothing was done."""
 
-    reason = "RESOURCE_EXHAUSTED"
     retryable = True
 
 
 class MailboxFull(ResourceExhausted):
     """Too many messages wait for this session."""
 
-    reason = "MAILBOX_FULL"
-
 
 class InboxFull(ResourceExhausted):
     """The session's durable inbox is full."""
-
-    reason = "INBOX_FULL"
 
 
 class DedupFull(ResourceExhausted):
     """The session handled more requests in the last hour than it can remember."""
 
-    reason = "DEDUP_FULL"
-
 
 class NoCapacity(ResourceExhausted):
     """No node can take one more session now."""
-
-    reason = "NO_CAPACITY"
 
 
 class TooManyRequests(ResourceExhausted):
     """This gateway has as many calls in flight as it may."""
 
-    reason = "TOO_MANY_REQUESTS"
-
 
 class WorkspaceQuotaExceeded(ResourceExhausted):
     """The workspace is larger than its quota; the turn's file changes were not kept."""
 
-    reason = "WORKSPACE_QUOTA_EXCEEDED"
     retryable = False
 
 
 class StorageFull(ResourceExhausted):
     """The shared storage is full; the turn was not committed."""
-
-    reason = "STORAGE_FULL"
 
 
 # --- ownership -----------------------------------------------------------------------------------
@@ -275,20 +217,15 @@ class StorageFull(ResourceExhausted):
 class Aborted(TorporError):
     """Somebody else came first."""
 
-    reason = "ABORTED"
     retryable = True
 
 
 class Fenced(Aborted):
     """Another activation owns the session now; this one must stop."""
 
-    reason = "FENCED"
-
 
 class VersionConflict(Aborted):
     """The session has moved on since it was read."""
-
-    reason = "VERSION_CONFLICT"
 
 
 # --- something is away ---------------------------------------------------------------------------
@@ -297,50 +234,35 @@ class VersionConflict(Aborted):
 class Unavailable(TorporError):
     """A part of the system cannot be reached now; try again."""
 
-    reason = "UNAVAILABLE"
     retryable = True
 
 
 class StoreUnavailable(Unavailable):
     """Redis cannot be reached."""
 
-    reason = "STORE_UNAVAILABLE"
-
 
 class StoreReadOnly(Unavailable):
     """Redis refuses writes: it is a read-only replica, full, or cannot persist."""
-
-    reason = "STORE_READ_ONLY"
 
 
 class StorageUnavailable(Unavailable):
     """The shared storage cannot be read or written."""
 
-    reason = "STORAGE_UNAVAILABLE"
-
 
 class OwnerUnreachable(Unavailable):
     """The process that owns the session does not answer."""
-
-    reason = "OWNER_UNREACHABLE"
 
 
 class ActivationFailed(Unavailable):
     """The session could not be woken."""
 
-    reason = "ACTIVATION_FAILED"
-
 
 class OutcomeUnknown(Unavailable):
     """It is not known whether the turn was committed; repeat with the same request id to learn it."""
 
-    reason = "OUTCOME_UNKNOWN"
-
 
 class NodeDraining(Unavailable):
     """The node takes no more sessions."""
-
-    reason = "NODE_DRAINING"
 
 
 # --- damage --------------------------------------------------------------------------------------
@@ -349,37 +271,26 @@ class NodeDraining(Unavailable):
 class DataLoss(TorporError):
     """Stored data is damaged; nothing of it was decoded."""
 
-    reason = "DATA_LOSS"
-
 
 class BlobCorrupt(DataLoss):
     """A blob does not hash to its name."""
-
-    reason = "BLOB_CORRUPT"
 
 
 class BlobMissing(DataLoss):
     """A blob that a commit names is not in the storage."""
 
-    reason = "BLOB_MISSING"
-
 
 class CheckpointCorrupt(DataLoss):
     """A checkpoint is torn, altered, or signed with another key; it was not decoded."""
-
-    reason = "CHECKPOINT_CORRUPT"
 
 
 class HistoryGap(DataLoss):
     """Events are missing from the history."""
 
-    reason = "HISTORY_GAP"
-
 
 class DeadlineExceeded(TorporError):
     """The deadline passed; a turn that had begun goes on, and its outcome is kept for the request id."""
 
-    reason = "DEADLINE_EXCEEDED"
     retryable = True
 
 
@@ -389,19 +300,13 @@ class DeadlineExceeded(TorporError):
 class TurnFailed(TorporError):
     """The agent raised an error; the turn left no trace but the error in the history."""
 
-    reason = "TURN_FAILED"
-
 
 class StateNotPicklable(TurnFailed):
     """The agent's state cannot be pickled."""
 
-    reason = "STATE_NOT_PICKLABLE"
-
 
 class TurnTimedOut(TurnFailed):
     """The turn ran longer than the agent allows."""
-
-    reason = "TURN_TIMED_OUT"
 
 
 def _leaves(cls: type[TorporError]) -> list[type[TorporError]]:
@@ -413,7 +318,4 @@ def by_reason(reason: str) -> type[TorporError]:
     return _BY_REASON.get(reason, Internal)
 
 
-_BY_REASON: dict[str, type[TorporError]] = {
-    **{cls.reason: cls for cls in _leaves(TorporError)},
-    "INTERNAL": Internal,
-}
+_BY_REASON = {cls.reason: cls for cls in _leaves(TorporError)}

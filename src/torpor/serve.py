@@ -1,6 +1,7 @@
 """`torpor serve`: the control plane on an existing Ray cluster and Redis."""
 
 import asyncio
+import logging
 import signal
 
 import ray
@@ -26,10 +27,12 @@ async def _serve(place: deployment.Deployment) -> None:
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    store = await redis_store.open(place)
+    store = redis_store.open(place)
     await store.check_durability()
     await store.close()
-    await asyncio.to_thread(ray.init, address="auto", log_to_driver=False, logging_level="ERROR")
+    await asyncio.to_thread(
+        ray.init, address="auto", log_to_driver=False, logging_level=logging.ERROR
+    )
     control = control_plane.ControlPlane(place)
     await control.reconcile()
     keeping = asyncio.create_task(control.keep())

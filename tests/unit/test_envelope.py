@@ -157,7 +157,7 @@ def test_an_old_but_valid_envelope_is_refused(change: dict[str, object]) -> None
 def test_another_python_minor_is_refused_after_verification() -> None:
     """Functions do not move between minors; the message names both."""
     data, ref = sealed(header=msgspec.structs.replace(HEADER, python="3.99"))
-    with pytest.raises(errors.ActivationFailed, match=r"run the agent on Python 3\.99"):
+    with pytest.raises(errors.CheckpointIncompatible, match=r"run the agent on Python 3\.99"):
         envelope.open(data, ref, KEYS)
 
 

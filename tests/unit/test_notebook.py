@@ -188,11 +188,14 @@ async def test_a_cell_stuck_in_c_fails_the_turn(
     """A cell that cannot be interrupted ends the turn with an error that says so."""
     monkeypatch.setattr(cells, "INTERRUPTS_MAX", 2)
     monkeypatch.setattr(cells, "INTERRUPT_PAUSE_S", 0.05)
+    source = "import threading\ngate = threading.Lock()\ngate.acquire()\ngate.acquire()"
     with pytest.raises(errors.TurnTimedOut, match="could not be interrupted"):
-        await session.run("import time\ntime.sleep(1)", timeout_s=0.05)
-    # The thread ends by itself, so that it does not reach into the next test.
+        await session.run(source, timeout_s=0.1)
+    assert session.agent._space is not None
+    session.agent._space.variables["gate"].release()
     for thread in [t for t in threading.enumerate() if t.name == "<cell 1>"]:
         thread.join(timeout=10)
+        assert not thread.is_alive()
 
 
 @pytest.mark.parametrize("timeout_s", [0, -1, "5", True, 10_000])

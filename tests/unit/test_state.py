@@ -180,7 +180,7 @@ def test_a_state_whose_code_is_gone_is_named() -> None:
 def test_a_state_that_raises_while_loading_is_reported() -> None:
     """An error of the state's own code becomes one of ours."""
     data = pickle.dumps(Exploding())
-    with pytest.raises(errors.ActivationFailed, match="ZeroDivisionError"):
+    with pytest.raises(errors.CheckpointIncompatible, match="ZeroDivisionError"):
         state.load(data)
 
 

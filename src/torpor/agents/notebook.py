@@ -6,8 +6,7 @@ import sys
 import time
 from typing import Any, ClassVar
 
-from torpor import context, errors, messages
-from torpor.agent import Agent, parse_duration_s
+from torpor import context, definition, errors, messages
 from torpor.agents import cells, files, namespaces
 
 #: Sources of cells that define something, kept so that tracebacks show their lines after a wake.
@@ -18,7 +17,7 @@ _LOST_MAX = 100
 _CELL_SHARE = 0.9
 
 
-class Notebook(Agent):
+class Notebook(definition.Agent):
     """Runs the Python that each message contains; variables and files outlive the process.
 
     The reply's text is what the cell printed, the `repr` of its last expression and its error. The
@@ -112,8 +111,10 @@ class Notebook(Agent):
         return self._space
 
     def _timeout_s(self, data: dict[str, Any]) -> float:
-        limit_s = parse_duration_s(self.turn_timeout) * _CELL_SHARE
-        timeout_s = data.get("timeout_s", min(parse_duration_s(self.cell_timeout), limit_s))
+        limit_s = definition.parse_duration_s(self.turn_timeout) * _CELL_SHARE
+        timeout_s = data.get(
+            "timeout_s", min(definition.parse_duration_s(self.cell_timeout), limit_s)
+        )
         is_number = isinstance(timeout_s, int | float) and not isinstance(timeout_s, bool)
         if not is_number or not 0 < timeout_s <= limit_s:
             raise errors.InvalidField(

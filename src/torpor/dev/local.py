@@ -44,7 +44,9 @@ class LocalDeployment:
     everything again.
     """
 
-    def __init__(self, options: LocalOptions, *, say: Callable[[str], None] = lambda _: None) -> None:
+    def __init__(
+        self, options: LocalOptions, *, say: Callable[[str], None] = lambda _: None
+    ) -> None:
         self._options = options
         self._say = say
         self._exits = contextlib.AsyncExitStack()
@@ -131,7 +133,7 @@ class LocalDeployment:
             with os.fdopen(descriptor, "w") as file:
                 file.write(ids.api_key() + "\n")
         key = path.read_text().strip()
-        store = await redis_store.open(self.deployment)
+        store = redis_store.open(self.deployment)
         try:
             await store.check_durability()
             await store.catalog.create_tenant(TENANT, at_ms=0)

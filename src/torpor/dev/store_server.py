@@ -42,7 +42,9 @@ class StoreServer:
         port = self._process.stdout.readline().strip()
         if not port:
             log = data / "valkey.log"
-            tail = "\n".join(log.read_text(errors="replace").splitlines()[-5:]) if log.exists() else ""
+            tail = (
+                "\n".join(log.read_text(errors="replace").splitlines()[-5:]) if log.exists() else ""
+            )
             raise errors.StoreUnavailable(f"the embedded Valkey did not start\n{tail}")
         self.url = f"redis://127.0.0.1:{port}/0"
 
