@@ -1,17 +1,26 @@
 """Records as the messages of torpor.v1."""
 
+import base64
+import os
+
 import msgspec
 
-from torpor import messages
+from torpor import errors, messages
 from torpor.actors import protocol
 from torpor.router import watching
-from torpor.storage import records
-from torpor.v1 import admin_pb2, agents_pb2, common_pb2, sessions_pb2
+from torpor.storage import manifest, records
+from torpor.v1 import admin_pb2, agents_pb2, common_pb2, sessions_pb2, workspaces_pb2
 
 _STATUS = {
     records.Status.IDLE: sessions_pb2.SESSION_STATUS_IDLE,
     records.Status.RUNNING: sessions_pb2.SESSION_STATUS_RUNNING,
     records.Status.PAUSED: sessions_pb2.SESSION_STATUS_PAUSED,
+}
+
+_FILE_KIND = {
+    manifest.Kind.FILE: workspaces_pb2.FILE_KIND_REGULAR,
+    manifest.Kind.FOLDER: workspaces_pb2.FILE_KIND_DIRECTORY,
+    manifest.Kind.LINK: workspaces_pb2.FILE_KIND_SYMLINK,
 }
 
 BUSY = {
@@ -127,3 +136,33 @@ def node(view: records.NodeView) -> admin_pb2.Node:
         cpu=load.cpu if load else 0.0,
         memory=load.memory if load else 0.0,
     )
+
+
+def file(path: str, entry: manifest.Entry) -> workspaces_pb2.File:
+    """Return a workspace entry; bytes of its name that are not UTF-8 become question marks."""
+    regular = entry.kind is manifest.Kind.FILE
+    return workspaces_pb2.File(
+        path=path.encode(errors="replace").decode(),
+        kind=_FILE_KIND[entry.kind],
+        size_bytes=entry.size_bytes,
+        mode=entry.mode,
+        digest=entry.digest if regular else "",
+        target=entry.target.decode(errors="replace"),
+    )
+
+
+def token_of_path(path: str) -> str:
+    """Return the page token for a path, whose name need not be UTF-8."""
+    return base64.urlsafe_b64encode(os.fsencode(path)).decode()
+
+
+def path_of_token(token: str) -> str:
+    """Return the path that a page token stands for.
+
+    Raises:
+        InvalidField: it is not a token of ours.
+    """
+    try:
+        return os.fsdecode(base64.urlsafe_b64decode(token))
+    except ValueError:
+        raise errors.InvalidField("page_token is not valid", field="page_token") from None
