@@ -68,7 +68,7 @@ def test_every_node_gets_the_flags_and_the_token(cluster: dict[str, Any]) -> Non
 
 
 def test_torpor_yaml_shows_every_setting() -> None:
-    """`torpor serve` reads torpor.yaml; it has all settings and, where there is one, the default."""
+    """torpor.yaml is accepted, has all settings, and shows the defaults where there are any."""
     loaded = config.load(file=ROOT / "torpor.yaml")
     differing = set()
     for field in msgspec.structs.fields(deployment.Deployment):
