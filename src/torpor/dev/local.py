@@ -98,11 +98,10 @@ class LocalDeployment:
         self.deployment = self._describe(server.url)
         self.api_key = await self._introduce_tenant()
         self._say(f"starting Ray with {options.nodes} node{'s' * (options.nodes > 1)}")
-        self.cluster = await asyncio.to_thread(
-            ray_compat.LocalCluster, options.nodes, dashboard=options.dashboard
-        )
-        self._exits.push_async_callback(asyncio.to_thread, self.cluster.stop)
-        await asyncio.to_thread(self.cluster.connect)
+        # Blocks, and must: Ray sets signal handlers, which only the main thread may.
+        self.cluster = ray_compat.LocalCluster(options.nodes, dashboard=options.dashboard)
+        self._exits.callback(self.cluster.stop)
+        self.cluster.connect()
         self._say("starting gateways and node agents")
         self.control = control_plane.ControlPlane(self.deployment)
         self._exits.push_async_callback(self.control.retire)

@@ -32,9 +32,6 @@ def run(options: DevOptions) -> None:
 
 
 async def _serve(options: DevOptions) -> None:
-    stop = asyncio.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
     described = local.LocalOptions(
         folder=options.folder,
         nodes=options.nodes,
@@ -42,6 +39,10 @@ async def _serve(options: DevOptions) -> None:
         dashboard=options.dashboard,
     )
     async with local.LocalDeployment(described, say=_say) as here:
+        # Only now: starting Ray sets handlers of its own.
+        stop = asyncio.Event()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            asyncio.get_running_loop().add_signal_handler(number, stop.set)
         await _register(here, options.agents)
         _say(
             f"ready on {', '.join(here.gateways)}; the API key is in {options.folder}/api-key\n"

@@ -69,7 +69,7 @@ def main() -> None:
         appendonly="yes",
         appendfsync="always",
         save="",
-        maxmemory_policy="noeviction",
+        config={"maxmemory-policy": "noeviction"},
     )
     try:
         server.start(timeout=START_TIMEOUT_S)
