@@ -2,7 +2,7 @@
 
 import os
 
-# As the Makefile does it, for those who call pytest themselves. Ray reads its flags once, at import.
+# As in the Makefile, for those who call pytest themselves. Ray reads its flags once, at import.
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
