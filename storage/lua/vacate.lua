@@ -1,0 +1,21 @@
+#!lua flags=allow-oom
+-- vacate: clears an owner whose process is proven dead. Runs on a full server too: it only frees memory.
+--
+-- KEYS  1 head (hash)
+-- ARGV  1 epoch   2 incarnation
+-- returns {'OK'} | {'OTHER'} another owns it, or nobody | {'GONE'} | {'NONE'}
+--
+-- Invariant: without its nonce in the head the former owner cannot commit.
+
+local head = redis.call('HMGET', KEYS[1], 'd', 'e', 'oi')
+if head[1] then
+  return {'GONE'}
+end
+if not head[2] then
+  return {'NONE'}
+end
+if head[2] ~= ARGV[1] or head[3] ~= ARGV[2] then
+  return {'OTHER'}
+end
+redis.call('HDEL', KEYS[1], 'n', 'on', 'oi', 'oa')
+return {'OK'}

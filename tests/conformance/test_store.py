@@ -1,0 +1,60 @@
+"""Every store that torpor ships passes the conformance suite."""
+
+import pathlib
+from collections.abc import AsyncIterator, Iterator
+
+import pytest
+
+from torpor import deployment
+from torpor.storage import memory_store, redis_store
+from torpor.testing import conformance, valkey
+
+
+async def _opened(server: valkey.Server) -> AsyncIterator[redis_store.RedisStore]:
+    nowhere = pathlib.Path("unused")
+    store = redis_store.open(
+        deployment.Deployment(
+            store_url=server.url, storage=nowhere, scratch=nowhere, signing_key_file=nowhere
+        )
+    )
+    assert await store.check_durability() == ()
+    yield store
+    await store.close()
+
+
+@pytest.fixture(scope="module")
+def plain_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[valkey.Server]:
+    """Yield a server of the binary that the environment names."""
+    with valkey.Server(tmp_path_factory.mktemp("redis"), valkey.plain()) as server:
+        yield server
+
+
+class TestMemory(conformance.StoreConformance):
+    """The store in memory."""
+
+    @pytest.fixture
+    def store(self) -> memory_store.MemoryStore:
+        """Return a new store."""
+        return memory_store.MemoryStore()
+
+
+class TestValkey(conformance.StoreConformance):
+    """The embedded server, which syncs every write."""
+
+    @pytest.fixture
+    async def store(self, store_server: valkey.Server) -> AsyncIterator[redis_store.RedisStore]:
+        """Yield a store on the run's server."""
+        async for store in _opened(store_server):
+            yield store
+
+
+@pytest.mark.redis_server
+@pytest.mark.skipif(valkey.plain() is None, reason=f"{valkey.SERVER_VARIABLE} names no server")
+class TestPlainRedis(conformance.StoreConformance):
+    """A plain Redis, as old as torpor supports."""
+
+    @pytest.fixture
+    async def store(self, plain_server: valkey.Server) -> AsyncIterator[redis_store.RedisStore]:
+        """Yield a store on it."""
+        async for store in _opened(plain_server):
+            yield store
