@@ -4,10 +4,11 @@ import pathlib
 import sys
 import threading
 
+import msgspec
 import pytest
 
 from torpor import errors
-from torpor.agents import cells, files, notebook
+from torpor.agents import cells, files, notebook, output
 from torpor.messages import Message, Reply
 from torpor.testing import context
 
@@ -113,7 +114,7 @@ async def test_long_output_is_cut_in_the_middle(session: Session) -> None:
     stdout = reply.data["stdout"]
     assert stdout.startswith("first\n")
     assert stdout.endswith("last\n")
-    dropped = 300_000 + len("first\nlast\n") - cells.STREAM_CHARS_MAX
+    dropped = 300_000 + len("first\nlast\n") - output.CONSOLE_CHARS_MAX
     assert f"[… {dropped} characters left out …]" in stdout
 
 
@@ -124,6 +125,19 @@ async def test_long_value_is_cut(session: Session) -> None:
     assert "characters left out" in value
 
 
+async def test_a_reply_is_utf_8(session: Session) -> None:
+    """Text that UTF-8 has no bytes for is written out, wherever it turns up in the reply."""
+    reply = await session.run(
+        "open(b'\\xff.txt', 'w').close()\nprint('\\udcff')\n"
+        "class Bad:\n    def __reduce__(self): raise ValueError('\\udcff')\n"
+        "bad = Bad()\nraise ValueError('\\udcff')"
+    )
+    assert reply.text.encode()
+    assert msgspec.json.encode(reply.data)
+    assert reply.data["files"][0]["path"] == "\\udcff.txt"
+    assert reply.data["stdout"] == reply.data["error"]["message"] + "\n" == "\\udcff\n"
+
+
 async def test_threads_of_a_cell_print_into_it(session: Session) -> None:
     """What a thread prints while the cell runs is part of its output."""
     reply = await session.run(
@@ -131,6 +145,17 @@ async def test_threads_of_a_cell_print_into_it(session: Session) -> None:
         "t.start(); t.join()\ndel t"
     )
     assert reply.data["stdout"] == "there\n"
+
+
+async def test_a_logging_handler_goes_on_in_later_cells(session: Session) -> None:
+    """What one cell sets up to write to the error stream writes into later cells' replies."""
+    await session.run(
+        "import logging\nlog = logging.getLogger('of the test')\n"
+        "log.addHandler(logging.StreamHandler())"
+    )
+    reply = await session.run("log.warning('look')")
+    assert reply.data["stderr"] == "look\n"
+    await session.run("log.handlers.clear()")
 
 
 async def test_main_is_the_notebook(session: Session) -> None:

@@ -70,6 +70,33 @@ class Restored:
     def __setstate__(self, state): self.root = m.sqrt(state["square"])
 first = Restored()
 """,
+    """
+registry = {}
+class Plugin:
+    def __init_subclass__(cls, *, label, **kwargs):
+        super().__init_subclass__(**kwargs)
+        registry[label] = cls
+class One(Plugin, label="one"): pass
+class Meta(type):
+    def __new__(meta, name, bases, members, **options):
+        registry[name] = None
+        return super().__new__(meta, name, bases, members)
+class Made(metaclass=Meta): pass
+registry.pop("Made")
+""",
+    """
+class Lazy:
+    @functools.cached_property
+    def value(self): return counter
+@functools.singledispatch
+def show(value): return "any"
+@show.register
+def _(value: int): return "int"
+def inner_only():
+    import sys
+    return sys.stdout
+out = inner_only()
+""",
     "import threading\nlock = threading.Lock()\ndef guarded():\n    with lock: return 1\nguarded()",
     "stream = (n for n in range(3))",
     "file = open('f.txt', 'w')",
@@ -99,6 +126,12 @@ AFTER = {
     "m.sqrt(4), xml.etree.ElementTree.fromstring('<a/>').tag": "(2.0, 'a')",
     "shared.append(1)\nalso": "{'list': [1]}",
     "first.root": "3.0",
+    "sorted(registry), registry['one'] is One, type(Made) is Meta": "(['one'], True, True)",
+    "class Two(Plugin, label='two'): pass\nclass More(Made): pass\nsorted(registry)": (
+        "['More', 'one', 'two']"
+    ),
+    "Lazy().value, show(1), show('a')": "(11, 'int', 'any')",
+    "import sys\nout is sys.stdout": "True",
     "__name__, own.helper is helper, helper()": "('__main__', True, 'helped')",
     "import inspect\ninspect.getsource(read)": "'def read(): return counter\\n'",
     "type(child).__module__, Child.name.__globals__ is globals()": "('__main__', True)",
@@ -223,5 +256,5 @@ async def test_a_variable_whose_module_is_gone(
     copy = cloudpickle.loads(cloudpickle.dumps(agent))
     (tmp_path / "passing.py").unlink()
     monkeypatch.delitem(sys.modules, "passing")
-    with pytest.raises(errors.StateNotPicklable, match="'passing' cannot be restored"):
+    with pytest.raises(errors.CheckpointIncompatible, match="'passing' cannot be restored"):
         await copy.on_wake()

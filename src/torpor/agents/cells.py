@@ -20,9 +20,6 @@ import msgspec
 from torpor import errors
 from torpor.agents import namespaces, output
 
-#: Printed text kept of one cell and stream. Everything is in the history twice (text and data),
-#: as UTF-8, and one event has to stay well below `limits.EVENT_BYTES_MAX`.
-STREAM_CHARS_MAX = 64 << 10
 #: The last expression's `repr`, and a traceback: enough to read, not a dump.
 VALUE_CHARS_MAX = 16 << 10
 #: Tries to interrupt a cell: code that catches the first few still ends.
@@ -93,15 +90,14 @@ class Cell:
 
         show_source(self._file, self._source)
         thread = threading.Thread(target=body, name=self._file, daemon=True)
-        stdout, stderr = output.Output(STREAM_CHARS_MAX), output.Output(STREAM_CHARS_MAX)
         # Put back here and not in the thread, where an interruption could strike in the middle.
-        with _streams(stdout, stderr), self._space.as_main():
+        with _console(), self._space.as_main():
             thread.start()
             if not await _within(done, timeout_s):
                 self._interrupted_after_s = timeout_s
                 await self._interrupt(thread, done)
         self._space.variables.pop(_VALUE, None)
-        self._outcome.stdout, self._outcome.stderr = stdout.text(), stderr.text()
+        self._outcome.stdout, self._outcome.stderr = output.STDOUT.take(), output.STDERR.take()
         return self._outcome
 
     async def _interrupt(self, thread: threading.Thread, done: asyncio.Event) -> None:
@@ -241,11 +237,11 @@ async def _within(done: asyncio.Event, seconds: float) -> bool:
 
 
 @contextlib.contextmanager
-def _streams(stdout: output.Output, stderr: output.Output) -> Iterator[None]:
+def _console() -> Iterator[None]:
     stdin: Any = output.NoInput()
     before, sys.stdin = sys.stdin, stdin
     try:
-        with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr):
+        with contextlib.redirect_stdout(output.STDOUT), contextlib.redirect_stderr(output.STDERR):
             yield
     finally:
         sys.stdin = before

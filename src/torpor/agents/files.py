@@ -5,6 +5,8 @@ import pathlib
 
 import msgspec
 
+from torpor.agents import output
+
 #: Files looked at before and after each cell; about 50 ms on a slow disk.
 SCANNED_MAX = 10_000
 #: Files named in one reply; a list of more is for `files.list`.
@@ -21,7 +23,7 @@ class Scan(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def scan(folder: pathlib.Path) -> Scan:
-    """Look at the files below `folder`; links are not followed."""
+    """Look at the files below `folder`; links are not followed, bytecode is left out."""
     files: dict[str, tuple[int, int, int]] = {}
     folders = [os.fspath(folder)]
     while folders:
@@ -32,7 +34,8 @@ def scan(folder: pathlib.Path) -> Scan:
         for entry in entries:
             try:
                 if entry.is_dir(follow_symlinks=False):
-                    folders.append(entry.path)
+                    if entry.name != "__pycache__":
+                        folders.append(entry.path)
                     continue
                 stat = entry.stat(follow_symlinks=False)
             except OSError:
@@ -47,7 +50,7 @@ def scan(folder: pathlib.Path) -> Scan:
 def changed(before: Scan, after: Scan) -> list[dict[str, str | int]]:
     """Return `{"path", "size_bytes"}` of the files that are new or differ, by path."""
     return [
-        {"path": path, "size_bytes": facts[1]}
+        {"path": output.encodable(path), "size_bytes": facts[1]}
         for path, facts in sorted(after.files.items())
         if before.files.get(path) != facts
     ]

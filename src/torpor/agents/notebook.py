@@ -29,7 +29,8 @@ class Notebook(definition.Agent):
     globals as before. What cannot be pickled (an open file, a generator, a lock, a thread) lives as
     long as the process: a warning names it, and a later `NameError` says why it is gone.
     `await` works at the top of a cell; tasks that it leaves behind end with the cell.
-    Output that a cell's child processes write themselves is not captured.
+    What libraries keep to themselves (the state of a seeded global random generator, a logging
+    set-up) begins anew in a new process. What child processes print themselves is not captured.
     """
 
     #: A cell that runs longer is interrupted; a message may say `{"timeout_s": 5}` instead.
@@ -61,7 +62,7 @@ class Notebook(definition.Agent):
         """Bring the variables back.
 
         Raises:
-            StateNotPicklable: one of them cannot be restored; the message names it.
+            CheckpointIncompatible: one of them cannot be restored; the message names it.
         """
         # Without a display any other choice fails; it is read when matplotlib is first imported.
         os.environ.setdefault("MPLBACKEND", "Agg")
@@ -77,7 +78,7 @@ class Notebook(definition.Agent):
         Raises:
             InvalidField: `timeout_s` is not a positive number within the turn's limit.
             TurnTimedOut: the cell ran too long and could not be interrupted.
-            StateNotPicklable: the variables cannot be restored, or not be pickled together.
+            StateNotPicklable: the variables can be pickled one by one, but not together.
         """
         timeout_s = self._timeout_s(message.data)
         space = await self._awake()

@@ -1,6 +1,5 @@
 """A context without a cluster, to test agents as plain objects."""
 
-import json
 import pathlib
 import re
 from collections.abc import Collection, Sequence
@@ -10,7 +9,7 @@ import msgspec
 
 from torpor import errors, limits, messages
 
-_TYPE = re.compile(r"[a-z0-9_]+(\.[a-z0-9_]+)+")
+_TYPE = re.compile(r"[a-z][a-z0-9_]*(\.[a-z][a-z0-9_]*)+")
 
 
 class FakePage(msgspec.Struct, frozen=True, kw_only=True):
@@ -89,12 +88,12 @@ class FakeContext:
                 field="type",
             )
         try:
-            encoded = json.dumps(data, allow_nan=False)
-        except (TypeError, ValueError) as failure:
+            copy = msgspec.json.decode(msgspec.json.encode(data))
+        except (TypeError, ValueError, RecursionError) as failure:
             raise errors.InvalidField(
                 f"the data of {type!r} is not JSON-like: {failure}", field="data"
             ) from failure
-        self.emitted.append((type, json.loads(encoded)))
+        self.emitted.append((type, copy))
 
     def stream(self, text: str) -> None:
         """Collect a provisional piece of the reply."""
