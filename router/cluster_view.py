@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Iterable
 
 import msgspec
 
@@ -134,7 +134,9 @@ class ClusterView:
             alive=view.alive,
             draining=load.draining,
             stale=self._seen[view.record.node].still > STALE_POLLS,
-            placed_since=correction(self._placements.get(view.record.node, []), self._age),
+            placed_since=correction(
+                (made, self._age(made)) for made in self._placements.get(view.record.node, [])
+            ),
         )
 
     def _age(self, made: Placement) -> int:
@@ -142,14 +144,11 @@ class ClusterView:
         return seen.beat - made.beat if seen else KEPT_BEATS + 1
 
 
-def correction(
-    placements: list[Placement], age_beats: Callable[[Placement], int]
-) -> placement.Placed:
-    """Return what the placements add to the node's published load."""
+def correction(placements: Iterable[tuple[Placement, int]]) -> placement.Placed:
+    """Return what the placements, each with its age in beats, add to the node's published load."""
     sessions = activating = 0
     cpus = rss_bytes = 0.0
-    for made in placements:
-        age = age_beats(made)
+    for made, age in placements:
         share = math.exp(-age / FADE_BEATS)
         cpus += share * made.request.cpus
         rss_bytes += share * made.request.rss_bytes
