@@ -73,7 +73,7 @@ _Settings = _settings_model()
 
 
 def load(flags: Mapping[str, Any] | None = None, *, file: pathlib.Path | None = None) -> Loaded:
-    """Return the settings; `flags` that are None were not given.
+    """Return the settings; `flags` are those of `--set key=value`.
 
     Relative paths start at the folder of the file that names them, otherwise at the working
     directory.
@@ -84,11 +84,7 @@ def load(flags: Mapping[str, Any] | None = None, *, file: pathlib.Path | None = 
     """
     path = _file(file)
     layers = (
-        {
-            name: Value(value, "flag", f"--{name.replace('_', '-')}")
-            for name, value in (flags or {}).items()
-            if value is not None
-        },
+        {name: Value(value, "flag", f"--set {name}") for name, value in (flags or {}).items()},
         _environment(),
         _read(path) if path else {},
     )

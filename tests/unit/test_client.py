@@ -110,6 +110,18 @@ async def test_retries_are_bounded_by_the_deadline(gateway: ScriptedGateway) -> 
     assert len(gateway.of("GetSession")) == 1, "the gateway asked for 0.2 s, which is too late"
 
 
+async def test_what_may_be_repeated_says_with_which_id(
+    gateway: ScriptedGateway, connected: client.Client
+) -> None:
+    """After an unknown outcome, the error carries the id that asks for the same turn again."""
+    gateway.script["SendMessage"] = [errors.OutcomeUnknown()]
+    with pytest.raises(errors.OutcomeUnknown) as caught:
+        await connected.sessions.handle("s").send("x")
+    assert {caught.value.ids["request_id"]} == {
+        request.request_id for request in gateway.of("SendMessage")
+    }
+
+
 def test_backoff_doubles_up_to_a_ceiling_and_is_jittered() -> None:
     """The ceiling doubles; the jitter reaches from nothing to all of it, on top of the advice."""
     policy = retry.Policy(first_s=0.1, most_s=1.0)

@@ -35,7 +35,7 @@ def test_precedence_and_origins(monkeypatch: pytest.MonkeyPatch, folder: pathlib
     """Each key comes from the strongest source that names it, and is said to."""
     monkeypatch.setenv("TORPOR_GATEWAY_PORT", "2")
     monkeypatch.setenv("TORPOR_CALLS_IN_FLIGHT_MAX", "20")
-    loaded = config.load({"calls_in_flight_max": 30, "gateway_host": None})
+    loaded = config.load({"calls_in_flight_max": 30})
     settings = loaded.deployment
     assert settings.store_url == "redis://file:6379/0"
     assert (settings.gateway_port, settings.calls_in_flight_max) == (2, 30)
@@ -43,7 +43,7 @@ def test_precedence_and_origins(monkeypatch: pytest.MonkeyPatch, folder: pathlib
     origins = {name: (value.source, value.where) for name, value in loaded.origins.items()}
     assert origins["store_url"] == ("file", str(folder / "torpor.yaml"))
     assert origins["gateway_port"] == ("environment", "TORPOR_GATEWAY_PORT")
-    assert origins["calls_in_flight_max"] == ("flag", "--calls-in-flight-max")
+    assert origins["calls_in_flight_max"] == ("flag", "--set calls_in_flight_max")
     assert origins["gateway_host"] == ("default", "")
     assert list(origins) == [field.name for field in msgspec.structs.fields(settings)]
 

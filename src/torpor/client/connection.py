@@ -6,7 +6,7 @@ from typing import TypeVar
 import msgspec
 from grpc import aio
 
-from torpor import clock, limits, status
+from torpor import clock, errors, limits, status
 from torpor.client import retry
 from torpor.v1 import admin_pb2_grpc, agents_pb2_grpc, sessions_pb2_grpc, workspaces_pb2_grpc
 
@@ -97,13 +97,20 @@ class Connection:
         A request that changes something carries its request id, which therefore stays the same.
 
         Raises:
-            TorporError: what the gateway said last, or what keeps us from it.
+            TorporError: what the gateway said last, or what keeps us from it. What may be repeated
+                has the id `request_id` to repeat it with.
         """
 
         async def once(left_s: float) -> Response:
             return await method(request, timeout=left_s, metadata=self.metadata)
 
-        return await self.retrying(once, timeout_s=timeout_s, default_s=default_s)
+        try:
+            return await self.retrying(once, timeout_s=timeout_s, default_s=default_s)
+        except errors.TorporError as error:
+            request_id = getattr(request, "request_id", "")
+            if error.retryable and request_id:
+                error.ids["request_id"] = request_id
+            raise
 
     async def retrying(
         self,

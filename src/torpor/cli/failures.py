@@ -1,0 +1,100 @@
+"""Errors as the command line tells them: one line, a remedy, and an exit code."""
+
+import traceback
+from typing import Any
+
+import msgspec
+import typer
+from typer import core
+
+from torpor import errors
+
+OK, ERROR, USAGE, NOT_FOUND, UNAVAILABLE, REFUSED, NOT_ALLOWED, AGENT_FAILED = range(8)
+
+_CODES: dict[type[errors.TorporError], int] = {
+    errors.InvalidArgument: USAGE,
+    errors.NotFound: NOT_FOUND,
+    errors.Unavailable: UNAVAILABLE,
+    errors.ResourceExhausted: UNAVAILABLE,
+    errors.Aborted: UNAVAILABLE,
+    errors.DeadlineExceeded: UNAVAILABLE,
+    errors.FailedPrecondition: REFUSED,
+    errors.AlreadyExists: REFUSED,
+    errors.Unauthenticated: NOT_ALLOWED,
+    errors.PermissionDenied: NOT_ALLOWED,
+    errors.TurnFailed: AGENT_FAILED,
+}
+
+#: For `torpor --help`.
+EPILOG = (
+    "Exit codes: 0 done; 1 error; 2 wrong usage or value; 3 not found; 4 unavailable, try again; "
+    "5 refused in the present state; 6 not allowed; 7 the agent failed; 130 interrupted. "
+    "Environment: TORPOR_ADDRESS, TORPOR_API_KEY, TORPOR_TENANT, TORPOR_CONFIG."
+)
+
+#: What to do where the message does not say it; filled in with the error's ids.
+_REMEDIES: dict[type[errors.TorporError], str] = {
+    errors.Unavailable: "start one with `torpor dev`, or name another with --address",
+    errors.SessionNotFound: "see `torpor sessions ls`; another tenant's need --tenant",
+    errors.SessionPaused: "see `torpor sessions resume`",
+    errors.NotEvictable: "wait for the turn's end, or see `torpor sessions watch`",
+    errors.NodeNotFound: "see `torpor nodes ls`",
+    errors.TenantNotFound: "see `torpor tenants ls` and `torpor tenants create`",
+    errors.ApiKeyInvalid: "make one with `torpor keys create TENANT`",
+    errors.OutcomeUnknown: "ask again with --request-id {request_id}",
+    errors.DeadlineExceeded: "ask again with --request-id {request_id}, or a longer --timeout",
+    errors.TurnFailed: "the history has the rest: `torpor sessions history {session}`",
+}
+
+
+def exit_code(error: Exception) -> int:
+    """Return the code of the nearest class that has one."""
+    return next((_CODES[cls] for cls in type(error).__mro__ if cls in _CODES), ERROR)
+
+
+def remedy(error: errors.TorporError) -> str:
+    """Return what the user can do; empty if the message says it."""
+    try:
+        return _REMEDIES.get(type(error), "").format(**error.ids)
+    except KeyError:
+        return ""
+
+
+class Failure(msgspec.Struct, frozen=True):
+    """An error under `--json`, on stderr."""
+
+    reason: str
+    message: str
+    remedy: str
+    retryable: bool
+    ids: dict[str, str]
+
+
+class Group(core.TyperGroup):
+    """The root of the commands: tells errors of ours instead of showing where they were raised."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command; errors end it with their exit code."""
+        try:
+            return super().invoke(ctx)
+        except (errors.TorporError, OSError) as error:
+            if ctx.obj.debug:
+                traceback.print_exception(error)
+            _tell(_failure(error), json=ctx.obj.json)
+            raise typer.Exit(exit_code(error)) from None
+
+
+def _failure(error: errors.TorporError | OSError) -> Failure:
+    if isinstance(error, OSError):
+        return Failure("OS_ERROR", str(error), "", retryable=False, ids={})
+    return Failure(error.reason, error.message, remedy(error), error.retryable, error.ids)
+
+
+def _tell(failure: Failure, *, json: bool) -> None:
+    if json:
+        typer.echo(msgspec.json.encode({"error": failure}), err=True)
+        return
+    prefix = typer.style("error:", fg="red", bold=True)
+    typer.echo(f"{prefix} {failure.message} [{failure.reason}]", err=True)
+    if failure.remedy:
+        typer.echo(f"  {failure.remedy}", err=True)

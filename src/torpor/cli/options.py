@@ -1,0 +1,118 @@
+"""What the user asked for besides the command itself: whom to ask, as whom, and how to answer."""
+
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated
+
+import msgspec
+import typer
+
+from torpor import connecting, errors
+
+if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
+    from torpor import client, config
+
+#: `torpor dev` leaves the address and the key of its deployment here.
+LOCAL_FOLDER = pathlib.Path(".torpor")
+#: A person waits: about 2 s of tries, where a program would go on for 15.
+ATTEMPTS_MAX = 6
+
+
+class Options(msgspec.Struct, frozen=True, kw_only=True):
+    """The global options."""
+
+    address: str | None = None
+    api_key: str | None = None
+    tenant: str | None = None
+    json: bool = False
+    debug: bool = False
+
+
+class Target(msgspec.Struct, frozen=True, kw_only=True):
+    """Which gateway, and who calls."""
+
+    address: str
+    api_key: str | None
+    tenant: str | None
+
+
+def target(options: Options, environ: Mapping[str, str], folder: pathlib.Path) -> Target:
+    """Return whom to call: options over environment over what `torpor dev` left in `folder`.
+
+    The key of `torpor dev` goes to no other address than its own.
+    """
+    address = options.address or environ.get("TORPOR_ADDRESS")
+    api_key = options.api_key or environ.get("TORPOR_API_KEY")
+    local_address = _line(folder / "address")
+    if not api_key and local_address and address in (None, local_address):
+        api_key = _line(folder / "api-key")
+        address = local_address if api_key else address
+    return Target(
+        address=address or connecting.ADDRESS,
+        api_key=api_key or None,
+        tenant=options.tenant or environ.get("TORPOR_TENANT") or None,
+    )
+
+
+def connected(ctx: typer.Context) -> "AbstractContextManager[client.BlockingClient]":
+    """Return a client for a command, to be used in a `with` block."""
+    from torpor import client
+
+    goal = target(ctx.obj, os.environ, LOCAL_FOLDER)
+    return client.connect_sync(
+        goal.address,
+        api_key=goal.api_key,
+        tenant=goal.tenant,
+        policy=client.Policy(attempts_max=ATTEMPTS_MAX),
+    )
+
+
+def settings(file: pathlib.Path | None, assignments: list[str]) -> "config.Loaded":
+    """Return the deployment's settings, for commands that work on the deployment itself.
+
+    Raises:
+        InvalidField: an assignment is not `key=value`, or what `config.load` raises.
+    """
+    from torpor import config
+
+    flags = {}
+    for assignment in assignments:
+        key, equals, value = assignment.partition("=")
+        if not equals:
+            raise errors.InvalidField(f"--set {assignment!r} is not key=value", field="set")
+        flags[key] = value
+    return config.load(flags, file=file)
+
+
+def _line(path: pathlib.Path) -> str | None:
+    try:
+        return path.read_text().strip()
+    except OSError:
+        return None
+
+
+def _remember_json(ctx: typer.Context, value: bool) -> bool:
+    """Let errors know too that the command was asked for JSON."""
+    root = ctx.find_root()
+    if value and root.obj is not None:
+        root.obj = msgspec.structs.replace(root.obj, json=True)
+    return value
+
+
+Json = Annotated[
+    bool, typer.Option("--json", help="Write JSON, errors too.", callback=_remember_json)
+]
+ConfigFile = Annotated[
+    pathlib.Path | None,
+    typer.Option("--config", help="The settings file; TORPOR_CONFIG, then ./torpor.yaml."),
+]
+Assignments = Annotated[
+    list[str], typer.Option("--set", metavar="KEY=VALUE", help="A setting, over all other sources.")
+]
+SessionId = Annotated[str, typer.Argument(metavar="SESSION", help="The session's id.")]
+Timeout = Annotated[
+    float | None, typer.Option("--timeout", metavar="SECONDS", help="For the whole call.")
+]

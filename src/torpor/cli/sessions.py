@@ -1,0 +1,248 @@
+"""`torpor sessions`."""
+
+import itertools
+import sys
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import msgspec
+import typer
+
+from torpor.cli import options, output
+
+if TYPE_CHECKING:
+    from torpor import client, messages
+
+app = typer.Typer(no_args_is_help=True, help="Make, speak to and steer sessions.")
+
+Text = Annotated[str, typer.Argument(help="The message; - reads it from stdin.")]
+Data = Annotated[str | None, typer.Option("--data", metavar="JSON", help="Structured content.")]
+RequestId = Annotated[str | None, typer.Option("--request-id", help="The same id is handled once.")]
+After = Annotated[int, typer.Option("--after", metavar="SEQ", help="Only events after this one.")]
+Types = Annotated[
+    list[str], typer.Option("--type", metavar="TYPE", help="Only these events; repeatable.")
+]
+
+
+@app.command()
+def create(
+    ctx: typer.Context,
+    agent: Annotated[str, typer.Argument(help="The agent's name.")],
+    session_id: Annotated[str, typer.Option("--id", help="Chosen by the server if absent.")] = "",
+    agent_version: Annotated[int, typer.Option(help="The newest for 0.")] = 0,
+    request_id: RequestId = None,
+    json: options.Json = False,
+) -> None:
+    """Make a session and print its id."""
+    with options.connected(ctx) as client:
+        session = client.sessions.create(
+            agent, session_id=session_id, agent_version=agent_version, request_id=request_id
+        )
+        if output.as_json(ctx, json):
+            output.document(session.get())
+        else:
+            output.line(session.id)
+
+
+@app.command()
+def ls(
+    ctx: typer.Context,
+    limit: Annotated[int, typer.Option(min=1, help="At most this many.")] = 1000,
+    json: options.Json = False,
+) -> None:
+    """List sessions in order of creation."""
+    with options.connected(ctx) as client:
+        found = list(itertools.islice(client.sessions.list(page_size=200), limit))
+    if output.as_json(ctx, json):
+        output.document(found)
+        return
+    output.table(
+        ("SESSION", "AGENT", "STATUS", "RESIDENCY", "VERSION", "EVENTS", "UPDATED"),
+        [
+            (
+                info.id,
+                f"{info.agent}@{info.agent_version}",
+                info.status,
+                _residency(info),
+                info.version,
+                info.last_seq,
+                output.when(info.updated_ms),
+            )
+            for info in found
+        ],
+    )
+
+
+@app.command()
+def get(ctx: typer.Context, session_id: options.SessionId, json: options.Json = False) -> None:
+    """Show a session as of its last commit."""
+    with options.connected(ctx) as client:
+        info = client.sessions.handle(session_id).get()
+    if output.as_json(ctx, json):
+        output.document(info)
+        return
+    shown = msgspec.structs.asdict(info)
+    shown |= {
+        "created_ms": output.when(info.created_ms),
+        "updated_ms": output.when(info.updated_ms),
+    }
+    shown |= {f"usage.{name}": used for name, used in msgspec.structs.asdict(info.usage).items()}
+    output.fields(
+        {name.replace("ted_ms", "ted"): value for name, value in shown.items() if name != "usage"}
+    )
+
+
+@app.command()
+def send(
+    ctx: typer.Context,
+    session_id: options.SessionId,
+    text: Text,
+    data: Data = None,
+    request_id: RequestId = None,
+    busy: Annotated[
+        Literal["enqueue", "reject"], typer.Option(help="When a turn is under way.")
+    ] = "enqueue",
+    timeout: options.Timeout = None,
+    json: options.Json = False,
+) -> None:
+    """Send a message and print the reply, once it is durable."""
+    with options.connected(ctx) as client:
+        reply = client.sessions.handle(session_id).send(
+            _text(text),
+            data=output.json_object(data, "--data"),
+            request_id=request_id,
+            busy=busy,
+            timeout_s=timeout,
+        )
+    if output.as_json(ctx, json):
+        output.document(reply)
+    else:
+        output.line(reply.text)
+
+
+@app.command()
+def post(
+    ctx: typer.Context,
+    session_id: options.SessionId,
+    text: Text,
+    data: Data = None,
+    request_id: RequestId = None,
+    timeout: options.Timeout = None,
+    json: options.Json = False,
+) -> None:
+    """Leave a message durably, without waiting for its turn; print its request id."""
+    with options.connected(ctx) as client:
+        accepted = client.sessions.handle(session_id).post(
+            _text(text),
+            data=output.json_object(data, "--data"),
+            request_id=request_id,
+            timeout_s=timeout,
+        )
+    if output.as_json(ctx, json):
+        output.document(accepted)
+    else:
+        output.line(accepted.request_id)
+
+
+@app.command()
+def watch(
+    ctx: typer.Context,
+    session_id: options.SessionId,
+    after: After = 0,
+    types: Types = [],  # noqa: B006 - typer copies it
+    json: options.Json = False,
+) -> None:
+    """Print events as they happen, until Ctrl-C; replies in the making go to stderr."""
+    as_json = output.as_json(ctx, json)
+    with options.connected(ctx) as client:
+        watched = client.sessions.handle(session_id).watch(after, types=types)
+        try:
+            for item in watched:
+                _show(item, as_json)
+        except KeyboardInterrupt:
+            watched.close()
+
+
+@app.command()
+def history(
+    ctx: typer.Context,
+    session_id: options.SessionId,
+    after: After = 0,
+    limit: Annotated[int, typer.Option(min=1, help="At most this many.")] = 1000,
+    types: Types = [],  # noqa: B006 - typer copies it
+    json: options.Json = False,
+) -> None:
+    """Print committed events, oldest first."""
+    as_json = output.as_json(ctx, json)
+    with options.connected(ctx) as client:
+        events = client.sessions.handle(session_id).events(after, types=types)
+        for event in itertools.islice(events, limit):
+            _show(event, as_json)
+
+
+@app.command()
+def logs(ctx: typer.Context, session_id: options.SessionId) -> None:
+    """Print what the session's processes printed, as it is."""
+    with options.connected(ctx) as client:
+        content = client.sessions.handle(session_id).logs()
+    sys.stdout.buffer.write(content)
+
+
+@app.command()
+def evict(ctx: typer.Context, session_id: options.SessionId, json: options.Json = False) -> None:
+    """Put a session to sleep."""
+    with options.connected(ctx) as client:
+        info = client.sessions.handle(session_id).evict()
+    _steered(ctx, info, json)
+
+
+@app.command()
+def pause(ctx: typer.Context, session_id: options.SessionId, json: options.Json = False) -> None:
+    """Let a session handle no message until it is resumed."""
+    with options.connected(ctx) as client:
+        info = client.sessions.handle(session_id).pause()
+    _steered(ctx, info, json)
+
+
+@app.command()
+def resume(ctx: typer.Context, session_id: options.SessionId, json: options.Json = False) -> None:
+    """Let a paused session handle messages again."""
+    with options.connected(ctx) as client:
+        info = client.sessions.handle(session_id).resume()
+    _steered(ctx, info, json)
+
+
+@app.command()
+def delete(ctx: typer.Context, session_id: options.SessionId) -> None:
+    """Delete a session for good."""
+    with options.connected(ctx) as client:
+        client.sessions.handle(session_id).delete()
+    output.note(f"{session_id} is deleted")
+
+
+def _steered(ctx: typer.Context, info: "client.SessionInfo", json: bool) -> None:
+    if output.as_json(ctx, json):
+        output.document(info)
+    else:
+        output.line(f"{info.id} {info.status} {_residency(info)}")
+
+
+def _residency(info: "client.SessionInfo") -> str:
+    return f"resident on {info.node[:12]}" if info.resident else "evicted"
+
+
+def _text(text: str) -> str:
+    return sys.stdin.read() if text == "-" else text
+
+
+def _show(item: "messages.Event | client.Delta", as_json: bool) -> None:
+    from torpor import client
+
+    if as_json:
+        output.json_line(item)
+    elif isinstance(item, client.Delta):
+        typer.echo(item.text, nl=False, err=True)
+    else:
+        said = item.data.get("text")
+        body = said if isinstance(said, str) else msgspec.json.encode(item.data).decode()
+        head = f"{item.seq:>6}  {item.type:<18}  "
+        output.line(head + output.indented(body, len(head)))
