@@ -71,7 +71,7 @@ def tool(function: Callable[..., str], *parameters: str) -> dict[str, Any]:
 
 
 FUNCTIONS = {function.__name__: function for function in (write_file, read_file, list_files)}
-TOOLS = [tool(write_file, "path", "content"), tool(read_file, "path"), tool(list_files)]
+TOOLS: Any = [tool(write_file, "path", "content"), tool(read_file, "path"), tool(list_files)]
 
 
 class Assistant(torpor.Agent):
@@ -98,7 +98,7 @@ class Assistant(torpor.Agent):
             self.conversation.append(answer)
             if "tool_calls" not in answer:
                 self.forget()
-                return answer["content"]
+                return str(answer["content"])
             for call in answer["tool_calls"]:
                 result = await self.use_tool(ctx, **call["function"])
                 self.conversation.append(
@@ -110,11 +110,14 @@ class Assistant(torpor.Agent):
         """Return the model's next message, streaming its text to whoever watches."""
         if self._client is None:
             raise RuntimeError("there is no client: on_wake has to run before the first message")
-        content, calls = "", {}
+        content = ""
+        calls: dict[int, dict[str, Any]] = {}
+        # The client's types spell out every kind of message; plain JSON is what travels.
+        messages: Any = [{"role": "system", "content": SYSTEM}, *self.conversation]
         try:
             stream = await self._client.chat.completions.create(
                 model=os.environ.get("ASSISTANT_MODEL", "gpt-4.1-mini"),
-                messages=[{"role": "system", "content": SYSTEM}, *self.conversation],
+                messages=messages,
                 tools=TOOLS,
                 stream=True,
             )

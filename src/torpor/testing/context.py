@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from torpor import errors, limits, messages
+from torpor import context, errors, limits, messages
 
 _TYPE = re.compile(r"[a-z][a-z0-9_]*(\.[a-z][a-z0-9_]*)+")
 
@@ -29,7 +29,7 @@ class FakeHistory:
 
     async def page(
         self, *, after: int = 0, limit: int = 100, types: Collection[str] = ()
-    ) -> FakePage:
+    ) -> context.HistoryPage:
         """Return up to `limit` events with `seq > after`, of `types` if given."""
         found = [event for event in self._of(types) if event.seq > after]
         cut = found[: min(limit, limits.PAGE_EVENTS_MAX)]
@@ -68,7 +68,7 @@ class FakeContext:
         self.tenant = tenant
         self.turn = turn
         self.workspace = workspace
-        self.history = FakeHistory(committed)
+        self.history: context.History = FakeHistory(committed)
         #: What `emit` was called with, in order.
         self.emitted: list[tuple[str, dict[str, Any]]] = []
         #: What `stream` was called with, in order.
