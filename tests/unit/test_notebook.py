@@ -9,7 +9,7 @@ import pytest
 
 from torpor import errors
 from torpor.agents import cells, files, notebook, output
-from torpor.messages import Message, Reply
+from torpor.messages import Event, Message, Reply
 from torpor.testing import context
 
 
@@ -250,3 +250,17 @@ async def test_emit_in_a_fake_context_has_the_real_rules(tmp_path: pathlib.Path)
     for type_, data in [("agent.message", {}), ("Bad", {}), ("a.b", {"x": object()})]:
         with pytest.raises(errors.InvalidField):
             await ctx.emit(type_, data)
+
+
+async def test_history_in_a_fake_context_is_paged(tmp_path: pathlib.Path) -> None:
+    """The context for unit tests pages through the events that the test committed, by type."""
+    committed = [
+        Event(seq=seq, type="user.message" if seq % 2 else "a.note", data={}, version=1, at_ms=0)
+        for seq in range(1, 7)
+    ]
+    history = context.FakeContext(tmp_path, committed=committed).history
+    page = await history.page(limit=2, types=["user.message"])
+    assert ([event.seq for event in page.events], page.next_after) == ([1, 3], 3)
+    page = await history.page(after=3, types=["user.message"])
+    assert ([event.seq for event in page.events], page.next_after) == ([5], None)
+    assert [event.seq for event in await history.tail(2)] == [5, 6]
