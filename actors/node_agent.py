@@ -251,6 +251,7 @@ class NodeAgent:
             on_lapse=functools.partial(loop.call_soon_threadsafe, self._lapsed.set),
         )
         self._keeper.start()
+        await self._store.nodes.publish_load(self._load(self._meter.read()))
         await self._store.nodes.announce(
             records.NodeRecord(
                 node=self._node,

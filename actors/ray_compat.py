@@ -3,10 +3,12 @@
 Held by `tests/integration/test_ray_compat.py`, which says what broke when Ray moves.
 """
 
+import contextlib
 import logging
 import os
 from typing import Any
 
+import psutil
 import ray
 from ray import cluster_utils
 
@@ -52,7 +54,7 @@ class LocalCluster:
 
     def connect(self) -> None:
         """Make this process a driver of the cluster."""
-        ray.init(address=self.address, log_to_driver=False, logging_level=logging.ERROR)
+        join(self.address)
 
     def add(self, name: str) -> None:
         """Start one more node."""
@@ -60,7 +62,14 @@ class LocalCluster:
 
     def kill_node(self, name: str) -> None:
         """End a node and all its processes at once, as a power failure would; not the head."""
-        self._cluster.remove_node(self._nodes.pop(name), allow_graceful=False)
+        node = self._nodes.pop(name)
+        # Its sessions would live on for up to a second, which no power failure grants.
+        raylet = psutil.Process(node.all_processes["raylet"][0].process.pid)
+        family = [raylet, *raylet.children(recursive=True)]
+        for process in family:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        self._cluster.remove_node(node, allow_graceful=False)
 
     def stop(self) -> None:
         """Disconnect and end all nodes."""
@@ -74,6 +83,21 @@ class LocalCluster:
             object_store_memory=OBJECT_STORE_BYTES,
             **extra,
         )
+
+
+def join(address: str) -> None:
+    """Make this process a quiet driver of a cluster.
+
+    Ray prints every worker's death to its drivers; here processes end all the time, on purpose and by
+    accident, and what it means for sessions is said by torpor's own log. Where the private function
+    has moved, Ray prints.
+
+    Raises:
+        ConnectionError: there is no cluster at `address` (`auto`: RAY_ADDRESS, or one on this machine).
+    """
+    ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+    if hasattr(ray._private.worker, "print_to_stdstream"):
+        ray._private.worker.print_to_stdstream = lambda *_, **__: None
 
 
 def node_name(node: dict[str, Any]) -> str:

@@ -129,6 +129,14 @@ class Gateway:
         ]
         return bound
 
+    async def refresh(self) -> None:
+        """Look at nodes and loads now instead of within the second.
+
+        Raises:
+            StoreUnavailable
+        """
+        await self._view.refresh()
+
     async def stop(self, grace_s: float) -> None:
         """Refuse new calls, let those under way end within `grace_s`, then end the rest."""
         await self._health.enter_graceful_shutdown()

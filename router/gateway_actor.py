@@ -36,6 +36,11 @@ class GatewayActor:
         self._gateway = made
         return self._port
 
+    async def refresh(self) -> None:
+        """Look at nodes and loads now: some have come into service."""
+        if self._gateway is not None:
+            await self._gateway.refresh()
+
     async def stop(self) -> None:
         """Refuse new calls, let those under way end."""
         if self._gateway is not None:

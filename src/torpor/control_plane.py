@@ -57,6 +57,11 @@ class ControlPlane:
             *(self._bring_up(node, self._port(node)) for node in missing)
         ):
             self.running[started.node] = started
+        if missing:
+            everywhere = list(self.running.values())
+            await asyncio.gather(
+                *(_bounded(each.gateway_actor.refresh.remote(), RECONCILE_S) for each in everywhere)
+            )
         for running in list(self.running.values()):
             if not await _alive(running):
                 del self.running[running.node]
@@ -149,7 +154,7 @@ async def _bounded(call: Any, timeout_s: float) -> None:
     try:
         await asyncio.wait_for(call, timeout_s)
     except (TimeoutError, ray.exceptions.RayError) as error:
-        log.warning("did not stop in order: %s", error, extra={"action": "stop_failed"})
+        log.info("no answer: %s", type(error).__name__, extra={"action": "no_answer"})
 
 
 async def _alive(running: Running) -> bool:

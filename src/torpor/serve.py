@@ -1,12 +1,12 @@
 """`torpor serve`: the control plane on an existing Ray cluster and Redis."""
 
 import asyncio
-import logging
 import signal
 
 import ray
 
 from torpor import control_plane, deployment
+from torpor.actors import ray_compat
 from torpor.storage import redis_store
 
 
@@ -30,9 +30,7 @@ async def _serve(place: deployment.Deployment) -> None:
     store = redis_store.open(place)
     await store.check_durability()
     await store.close()
-    await asyncio.to_thread(
-        ray.init, address="auto", log_to_driver=False, logging_level=logging.ERROR
-    )
+    ray_compat.join("auto")
     control = control_plane.ControlPlane(place)
     await control.reconcile()
     keeping = asyncio.create_task(control.keep())
