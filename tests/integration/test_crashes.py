@@ -1,0 +1,128 @@
+"""Processes, node agents, gateways and whole nodes die: nothing acknowledged is lost or doubled."""
+
+import asyncio
+import os
+import signal
+
+import ray
+from shared_cluster import SLOW_S, Cluster, Gate, events, texts
+
+from torpor import client, messages
+from torpor.testing.eventually import assert_eventually
+
+#: A session that says which process it runs in.
+PID = "import os; return str(os.getpid())"
+
+
+async def test_turn_cut_off_runs_again(session: client.Session, gate: Gate) -> None:
+    """Kill -9 in the middle of a turn: its caller still gets the reply, of one turn."""
+    await session.send("self.n = 1")
+    turn = asyncio.create_task(
+        session.send(f"self.n += 1; {gate.code}; return str(self.n)", request_id="cut-off")
+    )
+    os.kill(await gate.reached(), signal.SIGKILL)
+    second = await gate.reached(2)
+    gate.open()
+    reply = await turn
+    assert reply.text == "2"
+    assert len(set(gate.pids())) == 2
+    assert gate.pids()[1] == second
+    for kind in (messages.USER_MESSAGE, messages.AGENT_MESSAGE):
+        answered = await events(session, kind)
+        assert [event.data["request_id"] for event in answered].count("cut-off") == 1
+
+
+async def test_killed_after_commit_loses_nothing(session: client.Session) -> None:
+    """Kill -9 right after a reply: what the reply said is there."""
+    pid = int((await session.send(f"self.n = 1; open('f', 'w').write('x'); {PID}")).text)
+    os.kill(pid, signal.SIGKILL)
+    assert (await session.send("return f'{self.n} {open(\"f\").read()}'")).text == "1 x"
+    assert (await session.get()).epoch == 2
+
+
+async def test_zombie_is_buried(session: client.Session, gate: Gate) -> None:
+    """A stopped process is killed before another takes over: one reply, and no process is left."""
+    turn = asyncio.create_task(session.send(f"{gate.code}; return 'one'", timeout_s=60))
+    pid = await gate.reached()
+    os.kill(pid, signal.SIGSTOP)
+    # Somebody else's impatience is what finds out: the first caller would wait for its turn.
+    hasty = asyncio.create_task(session.send("return 'two'", timeout_s=2))
+    gate.open()
+    replies = await asyncio.gather(turn, hasty, return_exceptions=True)
+    assert replies[0].text == "one"
+    assert (await session.send("return 'three'")).text == "three"
+    with_one = [text for text in texts(await events(session, messages.AGENT_MESSAGE))]
+    assert with_one.count("one") == 1
+    assert with_one.count("two") <= 1
+    assert len(gate.pids()) == 2
+    _assert_dead(pid)
+
+
+async def test_lost_node(cluster: Cluster) -> None:
+    """A node dies with all its sessions: each answers again elsewhere with all it had said."""
+    name = await cluster.add_node()
+    sessions = []
+    for number in range(3):
+        session = await cluster.client.sessions.create("puppet")
+        await cluster.take_to(session, name)
+        await session.send(f"self.n = {number}; open('f', 'w').write('file {number}')")
+        assert await cluster.home(session) == name
+        sessions.append(session)
+    cluster.here.cluster.kill_node(name)
+    replies = await asyncio.gather(
+        *(session.send("self.n += 10; return f'{self.n} ' + open('f').read()") for session in sessions)
+    )
+    assert [reply.text for reply in replies] == ["10 file 0", "11 file 1", "12 file 2"]
+    await cluster.settled()
+    for session in sessions:
+        woken = await events(session, messages.SESSION_WOKEN)
+        assert [event.data["epoch"] for event in woken] == [1, 2]
+        assert woken[0].data["node"] == name
+        assert woken[1].data["node"] != name
+        await session.delete()
+
+
+async def test_node_agent_killed(cluster: Cluster, session: client.Session) -> None:
+    """A node agent dies: its sessions end with it, and wake once its lease is over."""
+    pid = int((await session.send(f"self.n = 7; {PID}")).text)
+    name = await cluster.home(session)
+    before = (await cluster.head(session)).owner
+    ray.kill(cluster.node_agent(name))
+
+    async def ended() -> bool:
+        return _dead(pid)
+
+    await assert_eventually(ended)
+    assert (await session.send("return str(self.n)")).text == "7"
+    await cluster.settled()
+    assert (await cluster.head(session)).epoch == 2
+    records = {view.record.name: view.record for view in await cluster.store.nodes.views()}
+    assert records[name].incarnation != before.incarnation
+    await session.evict()
+    await cluster.take_to(session, name)
+    assert (await session.send("return str(self.n)")).text == "7"
+
+
+async def test_gateway_killed(cluster: Cluster, session: client.Session) -> None:
+    """A gateway dies: others serve its sessions, and it comes back on its port."""
+    await session.send("self.n = 3")
+    name = cluster.node_name(cluster.node_id("node-1"))
+    address = cluster.here.gateways[0]
+    ray.kill(cluster.gateway_actor(name))
+    elsewhere = cluster.clients[1].sessions.handle(session.id)
+    assert (await elsewhere.send("return str(self.n)")).text == "3"
+    await cluster.settled()
+    assert cluster.here.gateways[0] == address
+    assert (await session.send("return str(self.n + 1)")).text == "4"
+
+
+def _dead(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    return False
+
+
+def _assert_dead(pid: int) -> None:
+    assert _dead(pid), f"process {pid} lives"
