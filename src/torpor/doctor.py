@@ -132,19 +132,16 @@ async def store(settings: deployment.Deployment) -> Finding:
 
 
 def folder(name: str, path: pathlib.Path, *, shared: bool) -> Finding:
-    """Whether a folder can be used as torpor does; what is tried is removed again.
-
-    In a shared folder files are created but never overwritten, so that must be refused there.
-    """
+    """Whether files can be written and synced there and, if shared, published once and for all."""
     try:
-        probe = _probe(path)
+        problem = _probe(path, shared=shared)
     except OSError as error:
         detail = f"{path}: {error.strerror}"
         if error.errno == errno.ENOENT:
             return Finding(name, Verdict.FAIL, detail, f"make it: `mkdir -p {path}`")
         return Finding(name, Verdict.FAIL, detail, "let torpor's user write there")
-    if shared and probe:
-        return Finding(name, Verdict.FAIL, f"{path}: {probe}", "use a local disk or NFS")
+    if problem:
+        return Finding(name, Verdict.FAIL, f"{path}: {problem}", "use a local disk or NFS")
     free_bytes = shutil.disk_usage(path).free
     detail = f"{path}, {free_bytes / (1 << 30):.1f} GiB free"
     if free_bytes < FREE_BYTES_MIN:
@@ -219,23 +216,30 @@ def _installed(distribution: str) -> str | None:
         return None
 
 
-def _probe(path: pathlib.Path) -> str:
-    """Write, sync and link a file in the folder; returns what a shared folder must not do."""
-    first, second = (path / ids.random_id(".torpor-doctor") for _ in range(2))
+def _probe(path: pathlib.Path, *, shared: bool) -> str:
+    """Write and sync a file in the folder, and publish it as blobs are; returns what went wrong."""
+    written, published = (path / ids.random_id(".torpor-doctor") for _ in range(2))
     try:
-        for each in (first, second):
-            with each.open("xb") as file:
-                file.write(b"torpor")
-                file.flush()
-                os.fsync(file.fileno())
-        try:
-            second.hardlink_to(first)
-        except FileExistsError:
-            return ""
-        return "a link overwrote a file"
+        with written.open("xb") as file:
+            file.write(b"torpor")
+            file.flush()
+            os.fsync(file.fileno())
+        return _published_once(written, published) if shared else ""
     finally:
-        first.unlink(missing_ok=True)
-        second.unlink(missing_ok=True)
+        written.unlink(missing_ok=True)
+        published.unlink(missing_ok=True)
+
+
+def _published_once(written: pathlib.Path, published: pathlib.Path) -> str:
+    try:
+        published.hardlink_to(written)
+    except OSError as error:
+        return f"files cannot be linked ({error.strerror})"
+    try:
+        published.hardlink_to(written)
+    except FileExistsError:
+        return ""
+    return "a link overwrote a file"
 
 
 def _speaks_torpor(host: str, port: int) -> bool:
@@ -245,8 +249,7 @@ def _speaks_torpor(host: str, port: int) -> bool:
     try:
         with client.connect_sync(f"{host}:{port}", timeout_s=PROBE_TIMEOUT_S, policy=policy) as up:
             up.admin.nodes()
-    except errors.Unauthenticated:
-        return True
-    except errors.TorporError:
-        return False
+    except errors.TorporError as error:
+        # Whatever a gateway of ours refuses has a more exact reason than these.
+        return type(error) not in (errors.Unavailable, errors.DeadlineExceeded, errors.Internal)
     return True
