@@ -81,7 +81,7 @@ class Scan:
         if stamps != known.stamps:
             old = known.stamps
             dirty = [name for name, stamp in stamps.items() if old.get(name) != stamp]
-            gone = known.entries.keys() - stamps.keys()
+            gone = {name for name in known.entries if name not in stamps}
             fresh = [name for name in dirty if name not in known.folders]
             names = [name for name in [*names, *fresh] if _is_folder(stamps.get(name))]
         folders: dict[str, workspace_tree.Folder | Draft] = {}

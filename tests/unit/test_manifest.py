@@ -1,6 +1,7 @@
 """Manifests: one encoding, strict decoding, pages that stay put."""
 
 import pathlib
+import zlib
 
 import msgspec
 import pytest
@@ -118,7 +119,7 @@ def test_pages_are_whole_and_bounded(count: int) -> None:
 
 def test_pages_are_bounded_whatever_the_names(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where no name ends a page, its length does."""
-    monkeypatch.setattr(manifest.zlib, "crc32", lambda name: 1)
+    monkeypatch.setattr(zlib, "crc32", lambda name: 1)
     assert [len(run) for run in manifest.cut(_files(2_500))] == [1_024, 1_024, 452]
 
 

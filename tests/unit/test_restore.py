@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 
 import msgspec
 import pytest
@@ -83,8 +84,8 @@ def test_after_a_restore_nothing_is_read_again(
     """The tree that comes with a restore is the base of the next snapshot."""
     workspaces.make_oddities(root)
     taken = _take(root, store)
-    now = restore.time.time_ns
-    monkeypatch.setattr(restore.time, "time_ns", lambda: now() + 1_000_000_000)
+    now = time.time_ns
+    monkeypatch.setattr(time, "time_ns", lambda: now() + 1_000_000_000)
     tree = restore.restore(taken.manifest, tmp_path / "new", store, "acme")
     notes = workspaces.RecordingBlobs(store)
     snapshotter = snapshot.Snapshotter(tmp_path / "new", notes, "acme", QUOTA)
@@ -280,7 +281,7 @@ def test_a_restore_that_was_killed_starts_over(
     workspaces.make_oddities(root)
     digest = _take(root, store).manifest
     destination = tmp_path / "new"
-    arguments = [tmp_path / "storage", digest, destination]
+    arguments = [os.fspath(tmp_path / "storage"), digest, os.fspath(destination)]
     with subprocess.Popen(
         [sys.executable, "-c", _KILLED, *arguments], stdout=subprocess.PIPE
     ) as process:

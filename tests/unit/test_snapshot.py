@@ -54,7 +54,7 @@ def _commit(snapshotter: snapshot.Snapshotter) -> snapshot.Snapshot:
 def _settle(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let snapshots be taken a second after the files were written."""
     now = time.time_ns
-    monkeypatch.setattr(snapshot.time, "time_ns", lambda: now() + 1_000_000_000)
+    monkeypatch.setattr(time, "time_ns", lambda: now() + 1_000_000_000)
 
 
 def _digest(data: bytes) -> str:
@@ -149,7 +149,7 @@ def test_a_change_within_the_same_tick_is_seen(
         return (tick, tick, status.st_size, status.st_ino, status.st_mode)
 
     monkeypatch.setattr(workspace_tree, "stamp_of", coarse)
-    monkeypatch.setattr(snapshot.time, "time_ns", lambda: tick + 1_000_000)
+    monkeypatch.setattr(time, "time_ns", lambda: tick + 1_000_000)
     (root / "file").write_bytes(b"one")
     _commit(snapshotter)
     (root / "file").write_bytes(b"two")
