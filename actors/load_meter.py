@@ -2,12 +2,13 @@
 
 import os
 import time
+from collections.abc import Collection
 
 import msgspec
 import psutil
 
 #: CPU use is averaged over about this long: shorter follows single turns, longer reacts to old news.
-SMOOTHING_S = 4.0
+SMOOTHING_S = 3.0
 #: Finding all processes of a Ray node reads the whole process table, so it is done only this often.
 RESCAN_S = 5.0
 
@@ -36,18 +37,21 @@ class LoadMeter:
         self._cpu = 0.0
         self._spent_machine_s = _machine_cpu_s()
 
-    def read(self) -> Reading:
-        """Return the present load; call about once a second."""
+    def read(self, sessions: Collection[int] = ()) -> Reading:
+        """Return the present load; call about once a second.
+
+        `sessions` are pids that are known to be the node's without looking for them.
+        """
         now_s = time.monotonic()
         elapsed_s = max(now_s - self._at_s, 1e-3)
-        used = self._spent_since_last(now_s) / elapsed_s / self._cpus
+        used = self._spent_since_last(now_s, sessions) / elapsed_s / self._cpus
         weight = min(1.0, elapsed_s / SMOOTHING_S)
         self._cpu += weight * (used - self._cpu)
         self._at_s = now_s
         memory = psutil.virtual_memory()
         return Reading(cpu=self._cpu, memory=1.0 - memory.available / memory.total)
 
-    def _spent_since_last(self, now_s: float) -> float:
+    def _spent_since_last(self, now_s: float, sessions: Collection[int]) -> float:
         if self._root_pid is None:
             spent_s = _machine_cpu_s()
             used, self._spent_machine_s = spent_s - self._spent_machine_s, spent_s
@@ -55,7 +59,7 @@ class LoadMeter:
         if now_s - self._scanned_s >= RESCAN_S:
             self._pids = _family(self._root_pid)
             self._scanned_s = now_s
-        spent = {pid: seconds for pid in self._pids if (seconds := process_cpu_s(pid)) is not None}
+        spent = {pid: seconds for pid in {*self._pids, *sessions} if (seconds := process_cpu_s(pid)) is not None}
         # A process seen for the first time brings a past that is not this second's.
         used = sum(seconds - self._spent.get(pid, seconds) for pid, seconds in spent.items())
         self._spent = spent

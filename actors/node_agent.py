@@ -13,7 +13,7 @@ import msgspec
 import psutil
 import ray
 
-from torpor import deployment, errors, ids
+from torpor import clock, deployment, errors, ids
 from torpor.actors import (
     eviction,
     lease,
@@ -51,6 +51,8 @@ class NodeAgent:
         self._node = node
         self._node_name = node_name
         self._gateway = gateway
+        self._cpus = cpus
+        self._clock = clock.SystemClock()
         root_pid = os.getppid() if place.load_scope is deployment.LoadScope.NODE else None
         self._meter = load_meter.LoadMeter(cpus=cpus, root_pid=root_pid)
         self._slots: dict[tuple[records.SessionKey, int], slots.Slot] = {}
@@ -60,6 +62,7 @@ class NodeAgent:
         self._lapsed = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
         self._beat = 0
+        self._reading = self._meter.read()
         self._incarnation = ""
 
     async def start(self) -> str:
@@ -105,8 +108,8 @@ class NodeAgent:
             return protocol.refuse(error)
 
     async def observe(self) -> records.NodeLoad:
-        """Return the load as it is now."""
-        return self._load(self._meter.read())
+        """Return the load as of the last beat."""
+        return self._load(self._reading)
 
     async def drain(self) -> int:
         """Take no more sessions, ask those that are here to leave; returns how many are left."""
@@ -175,10 +178,11 @@ class NodeAgent:
         while True:
             await asyncio.sleep(BEAT_S)
             try:
-                reading = self._meter.read()
+                pids = [slot.pid for slot in self._slots.values() if slot.pid is not None]
+                self._reading = self._meter.read(pids)
                 self._beat += 1
-                await self._store.nodes.publish_load(self._load(reading))
-                for candidate in self._leaving(reading):
+                await self._store.nodes.publish_load(self._load(self._reading))
+                for candidate in self._leaving(self._reading):
                     self._spawn(self._evict(self._by_name(candidate.slot), even_if_busy=False))
             except errors.TorporError as error:
                 log.warning("beat failed: %s", error, extra={"action": "beat_failed"})
@@ -251,7 +255,7 @@ class NodeAgent:
             on_lapse=functools.partial(loop.call_soon_threadsafe, self._lapsed.set),
         )
         self._keeper.start()
-        await self._store.nodes.publish_load(self._load(self._meter.read()))
+        await self._store.nodes.publish_load(self._load(self._reading))
         await self._store.nodes.announce(
             records.NodeRecord(
                 node=self._node,
@@ -260,7 +264,9 @@ class NodeAgent:
                 agent_actor=protocol.node_agent_name(self._node),
                 gateway=self._gateway,
                 sessions_max=self._place.sessions_per_node_max,
-                started_ms=0,
+                cpus=self._cpus,
+                memory_bytes=psutil.virtual_memory().total,
+                started_ms=self._clock.now_ms(),
             )
         )
 

@@ -21,12 +21,9 @@ STALE_POLLS = 4
 COUNTED_BEATS = 2
 #: The published CPU is smoothed; what a new session adds to it grows about as an exponential with
 #: this time constant, so its expected share fades from the correction in the same way.
-FADE_BEATS = 5.0
+FADE_BEATS = 3.0
 #: After four time constants what is left of it is below what a load is exact to.
 KEPT_BEATS = 20
-#: Node records do not say what a node has; a small machine is assumed.
-ASSUMED_CPUS = 2.0
-ASSUMED_MEMORY_BYTES = 4 << 30
 
 
 class Placement:
@@ -129,8 +126,8 @@ class ClusterView:
             sessions_max=load.sessions_max,
             cpu=load.cpu,
             memory=load.memory,
-            cpus=ASSUMED_CPUS,
-            memory_bytes=ASSUMED_MEMORY_BYTES,
+            cpus=view.record.cpus,
+            memory_bytes=view.record.memory_bytes,
             alive=view.alive,
             draining=load.draining,
             stale=self._seen[view.record.node].still > STALE_POLLS,

@@ -260,6 +260,9 @@ class NodeRecord(msgspec.Struct, frozen=True, kw_only=True):
     #: Where its gateway listens, `host:port`; empty when it has none.
     gateway: str
     sessions_max: int
+    #: What its sessions may use: cores and bytes.
+    cpus: float
+    memory_bytes: int
     started_ms: int
 
 

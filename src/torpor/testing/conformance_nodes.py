@@ -89,6 +89,10 @@ def _record(node: str, incarnation: str) -> records.NodeRecord:
         agent_actor=f"agent-{node}",
         gateway="127.0.0.1:7420",
         sessions_max=10,
+        cpus=2.0,
+        memory_bytes=4 << 30,
+        cpus=2.0,
+        memory_bytes=1 << 30,
         started_ms=1,
     )
 

@@ -63,6 +63,8 @@ class InProcessCluster:
                     agent_actor=protocol.node_agent_name(node.name),
                     gateway="",
                     sessions_max=node.sessions_max,
+                    cpus=2.0,
+                    memory_bytes=4 << 30,
                     started_ms=0,
                 )
             )
