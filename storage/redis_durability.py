@@ -18,7 +18,7 @@ class Server(msgspec.Struct, frozen=True, kw_only=True):
     #: Major and minor; Valkey states the version of Redis that it is compatible with.
     version: tuple[int, ...]
     aof_enabled: bool
-    #: Connected replicas.
+    #: Replicas that follow; one that still copies does not count.
     replicas: int
     #: None if CONFIG is forbidden.
     appendfsync: str | None
@@ -51,7 +51,7 @@ async def inspect(wire: redis_wire.Wire) -> Server:
     return Server(
         version=tuple(int(part) for part in facts["redis_version"].split(".")[:2]),
         aof_enabled=facts["aof_enabled"] == "1",
-        replicas=int(facts.get("connected_slaves", "0")),
+        replicas=sum("state=online" in fact for name, fact in facts.items() if name[:5] == "slave"),
         appendfsync=setting[1].decode() if setting else None,
         maxmemory_bytes=int(facts["maxmemory"]),
         maxmemory_policy=facts["maxmemory_policy"],
@@ -74,8 +74,8 @@ def judge(server: Server, level: deployment.Durability) -> Verdict:
     if not server.aof_enabled:
         raise errors.StoreBelowDurability(
             "appendonly is no, so a restart of Redis loses acknowledged writes, and durability "
-            f"is {level}; run CONFIG SET appendonly yes and keep it in redis.conf, or set durability "
-            "to memory"
+            f"is {level}; run CONFIG SET appendonly yes and keep it in redis.conf, or set "
+            "durability to memory"
         )
     if level == deployment.Durability.REPLICATED:
         return _replicated(server)
@@ -110,8 +110,8 @@ def _replicated(server: Server) -> Verdict:
         )
     if server.replicas == 0:
         raise errors.StoreBelowDurability(
-            "connected_slaves is 0, and durability replicated needs a replica; connect one that "
-            "has appendonly yes, or set durability to fsync"
+            "no slave is online in INFO replication, and durability replicated needs one; connect "
+            "a replica that has appendonly yes, or set durability to fsync"
         )
     return Verdict(barrier=_barrier(replicas=1))
 

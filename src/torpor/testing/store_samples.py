@@ -95,3 +95,26 @@ async def owned(target: store.Store, key: records.SessionKey | None = None) -> r
 
 def _fresh() -> records.SessionKey:
     return key()
+
+
+def head() -> records.Head:
+    """Return the head of a session that no store has, as its owner would see it."""
+    return records.Head(
+        key=key(),
+        agent="notebook",
+        agent_version=1,
+        status=records.Status.IDLE,
+        epoch=1,
+        nonce="nonce-1",
+        owner=OWNER,
+        version=1,
+        next_seq=2,
+        hot_from=1,
+        cold_index="",
+        commit_id="",
+        checkpoint=None,
+        manifest="",
+        usage=records.Usage(),
+        created_ms=AT_MS,
+        updated_ms=AT_MS,
+    )
