@@ -262,6 +262,23 @@ def test_the_program_itself(gateway: ScriptedGateway) -> None:
     assert light.stdout.strip()
 
 
+def test_a_reader_may_leave_early(gateway: ScriptedGateway) -> None:
+    """`torpor … | head` ends quietly when `head` has seen enough."""
+    events = [common_pb2.Event(seq=seq, data_json='{"text": "x"}') for seq in range(1, 9_000)]
+    gateway.script["ListEvents"] = [sessions_pb2.ListEventsResponse(events=events)]
+    command = pathlib.Path(sys.executable).with_name("torpor")
+    with subprocess.Popen(
+        [command, "sessions", "history", "s", "--limit", "9000"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as run:
+        assert run.stdout
+        assert run.stderr
+        run.stdout.readline()
+        run.stdout.close()
+        assert run.stderr.read() == b""
+
+
 def test_usage_is_told(gateway: ScriptedGateway) -> None:
     """A wrong option ends with the usage code; the exit codes are in the help."""
     assert torpor("sessions", "send", "--nonsense").exit_code == failures.USAGE

@@ -77,6 +77,9 @@ class Group(core.TyperGroup):
         """Run the command; errors end it with their exit code."""
         try:
             return super().invoke(ctx)
+        except BrokenPipeError:
+            # Whoever read our output has seen enough: typer ends the command without a word.
+            raise
         except (errors.TorporError, OSError) as error:
             if ctx.obj.debug:
                 traceback.print_exception(error)

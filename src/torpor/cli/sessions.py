@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import msgspec
 import typer
 
+from torpor import limits
 from torpor.cli import options, output
 
 if TYPE_CHECKING:
@@ -51,7 +52,9 @@ def ls(
 ) -> None:
     """List sessions in order of creation."""
     with options.connected(ctx) as client:
-        found = list(itertools.islice(client.sessions.list(page_size=200), limit))
+        found = list(
+            itertools.islice(client.sessions.list(page_size=limits.PAGE_SESSIONS_MAX), limit)
+        )
     if output.as_json(ctx, json):
         output.document(found)
         return

@@ -91,8 +91,6 @@ def _record(node: str, incarnation: str) -> records.NodeRecord:
         sessions_max=10,
         cpus=2.0,
         memory_bytes=4 << 30,
-        cpus=2.0,
-        memory_bytes=1 << 30,
         started_ms=1,
     )
 
