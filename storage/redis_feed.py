@@ -94,20 +94,23 @@ class RedisFeed:
     async def _read_for_ever(self) -> None:
         while True:
             try:
-                self._connection = await self._wire.connect()
-                if self._channels:
-                    await self._send("SUBSCRIBE", *self._channels)
-                while True:
-                    self._take(await self._connection.read_response())
-            except (errors.StoreUnavailable, exceptions.RedisError, OSError) as error:
+                await self._read_until_lost()
+            except (errors.StoreUnavailable, exceptions.RedisError) as error:
                 _log.info(
                     "feed connection is down", extra={"action": "feed_down", "why": str(error)}
                 )
-                await asyncio.sleep(RECONNECT_PAUSE_S)
-            finally:
-                connection, self._connection = self._connection, None
-                if connection is not None:
-                    await connection.disconnect(nowait=True)
+            await asyncio.sleep(RECONNECT_PAUSE_S)
+
+    async def _read_until_lost(self) -> None:
+        connection = self._connection = await self._wire.connect()
+        try:
+            if self._channels:
+                await self._send("SUBSCRIBE", *self._channels)
+            while True:
+                self._take(await connection.read_response())
+        finally:
+            self._connection = None
+            await connection.disconnect(nowait=True)
 
     def _take(self, frame: list[bytes]) -> None:
         kind, name, payload = frame[:3]

@@ -124,8 +124,8 @@ class Wire:
                     return [await _reply(connection) for _ in commands]
             except (exceptions.BusyLoadingError, exceptions.AuthenticationError) as error:
                 raise errors.StoreUnavailable(f"Redis does not answer yet: {error}") from error
-            except (exceptions.ConnectionError, exceptions.TimeoutError, TimeoutError) as error:
-                raise lost(f"Redis did not answer: {error or 'timed out'}") from error
+            except (exceptions.RedisError, TimeoutError) as error:
+                raise lost(f"Redis did not answer: {str(error) or 'timed out'}") from error
             finally:
                 if self._closed:
                     await connection.disconnect()
@@ -172,8 +172,14 @@ async def _open(connection: redis_connection.AbstractConnection) -> None:
     try:
         async with asyncio.timeout(CONNECT_TIMEOUT_S):
             await connection.connect()
-    except (exceptions.RedisError, TimeoutError, OSError) as error:
-        raise errors.StoreUnavailable(f"cannot connect to Redis: {error or 'timed out'}") from error
+    except (exceptions.RedisError, TimeoutError) as error:
+        await connection.disconnect(nowait=True)
+        raise errors.StoreUnavailable(
+            f"cannot connect to Redis: {str(error) or 'timed out'}"
+        ) from error
+    except asyncio.CancelledError:
+        await connection.disconnect(nowait=True)
+        raise
 
 
 async def _reply(connection: redis_connection.AbstractConnection) -> Any:
