@@ -1,0 +1,128 @@
+"""Waking sessions: single flight, refusing nodes, lost races."""
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+
+from torpor import errors
+from torpor.actors import protocol
+from torpor.testing import router_parts
+
+
+@pytest.fixture
+async def parts() -> AsyncIterator[router_parts.RouterParts]:
+    """One gateway's parts over three nodes."""
+    made = await router_parts.build()
+    yield made
+    await made.close()
+
+
+async def test_many_callers_share_one_activation(parts: router_parts.RouterParts) -> None:
+    """Fifty callers at once cost one activation, and get the same owner."""
+    located = await asyncio.gather(
+        *(parts.activator.locate(router_parts.KEY, parts.until()) for _ in range(50))
+    )
+    assert len(set(located)) == 1
+    assert parts.cluster.count("activate") == 1
+
+
+async def test_a_caller_that_leaves_does_not_end_the_others_activation(
+    parts: router_parts.RouterParts,
+) -> None:
+    """The first caller is cancelled; the second still gets the owner."""
+    first = asyncio.create_task(parts.activator.locate(router_parts.KEY, parts.until()))
+    second = asyncio.create_task(parts.activator.locate(router_parts.KEY, parts.until()))
+    await asyncio.sleep(0)
+    first.cancel()
+    assert (await second).epoch == 1
+    assert parts.cluster.count("activate") == 1
+
+
+async def test_two_gateways_follow_the_winner(parts: router_parts.RouterParts) -> None:
+    """Both ask a node; the claim decides, and the loser uses the winner's activation."""
+    other = await router_parts.second(parts)
+    ours, theirs = await asyncio.gather(
+        parts.activator.locate(router_parts.KEY, parts.until()),
+        other.activator.locate(router_parts.KEY, other.until()),
+    )
+    assert ours.owner == theirs.owner
+    assert ours.epoch == theirs.epoch == 1
+    await other.close()
+
+
+@pytest.mark.parametrize(
+    "refusal", [errors.NoCapacity(), errors.NodeDraining(), errors.OwnerUnreachable()]
+)
+async def test_a_node_that_refuses_is_passed_over(
+    parts: router_parts.RouterParts, refusal: errors.TorporError
+) -> None:
+    """The next node takes the session; each node is asked once at most."""
+    for name in ("node-0", "node-1"):
+        parts.cluster.nodes[name].refusal = refusal
+    located = await parts.activator.locate(router_parts.KEY, parts.until())
+    assert located.owner.node == "node-2"
+    asked = [node for method, node in parts.cluster.calls if method == "activate"]
+    assert len(asked) == len(set(asked))
+
+
+async def test_a_full_cluster_says_so(parts: router_parts.RouterParts) -> None:
+    """When every node refuses the caller gets NoCapacity, and no load correction stays behind."""
+    for node in parts.cluster.nodes.values():
+        node.refusal = errors.NoCapacity()
+    with pytest.raises(errors.NoCapacity):
+        await parts.activator.locate(router_parts.KEY, parts.until())
+    assert all(not c.placed_since.sessions for c in parts.view.candidates())
+
+
+async def test_errors_of_the_activation_pass_unchanged(parts: router_parts.RouterParts) -> None:
+    """A damaged checkpoint is not a reason to try another node."""
+    for node in parts.cluster.nodes.values():
+        node.refusal = errors.CheckpointCorrupt("torn", session="s1")
+    with pytest.raises(errors.CheckpointCorrupt, match="torn"):
+        await parts.activator.locate(router_parts.KEY, parts.until())
+    assert parts.cluster.count("activate") == 1
+
+
+async def test_an_owner_in_office_is_used(parts: router_parts.RouterParts) -> None:
+    """A second gateway finds the owner that the first one made, and asks no node."""
+    ours = await parts.activator.locate(router_parts.KEY, parts.until())
+    other = await router_parts.second(parts)
+    assert (await other.activator.locate(router_parts.KEY, other.until())).owner == ours.owner
+    assert parts.cluster.count("activate") == 1
+    await other.close()
+
+
+async def test_a_suspected_owner_that_answers_stays(parts: router_parts.RouterParts) -> None:
+    """Its node's agent says that it lives: nothing is claimed."""
+    ours = await parts.activator.locate(router_parts.KEY, parts.until())
+    again = await parts.activator.locate(router_parts.KEY, parts.until(), suspect_epoch=ours.epoch)
+    assert again == ours
+    assert parts.cluster.count("bury") == 1
+
+
+async def test_losing_every_race_ends(
+    parts: router_parts.RouterParts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If somebody else always comes first, the caller is told to try again after a few rounds."""
+
+    async def fenced(node: str, request: protocol.Activate, *, timeout_s: float) -> None:
+        raise errors.Fenced
+
+    monkeypatch.setattr(parts.cluster, "activate", fenced)
+    with pytest.raises(errors.ActivationFailed):
+        await parts.activator.locate(router_parts.KEY, parts.until())
+
+
+async def test_a_caller_waits_no_longer_than_its_deadline(
+    parts: router_parts.RouterParts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A node that does not answer costs the caller its own time and no more."""
+    never = asyncio.Event()
+
+    async def stuck(node: str, request: protocol.Activate, *, timeout_s: float) -> None:
+        await never.wait()
+
+    monkeypatch.setattr(parts.cluster, "activate", stuck)
+    with pytest.raises(errors.DeadlineExceeded):
+        await parts.activator.locate(router_parts.KEY, parts.until(0.01))
