@@ -50,6 +50,9 @@ def test_the_same_surface_blocks(gateway: ScriptedGateway) -> None:
         watch = session.watch()
         assert next(watch) == torpor.Event(seq=1, type="", data={}, version=0, at_ms=0)
         watch.close()
+        abandoned = session.watch()
+        assert next(abandoned)
+    abandoned.close()
     clients = [thread for thread in threading.enumerate() if thread.name == "torpor-client"]
     assert len(clients) == 1, "the client's own thread ended, the gateway's is left"
 

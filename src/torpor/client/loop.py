@@ -33,7 +33,9 @@ class BackgroundLoop:
                     return
                 yield item
         finally:
-            self.run(items.aclose())
+            # The generators that are left when the loop ends are closed by it.
+            if not self._loop.is_closed():
+                self.run(items.aclose())
 
 
 async def _next(items: AsyncGenerator[Result]) -> Result:
