@@ -1,6 +1,7 @@
 """Every store that torpor ships passes the conformance suite."""
 
 import pathlib
+import time
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
@@ -26,6 +27,19 @@ async def _opened(server: valkey.Server) -> AsyncIterator[redis_store.RedisStore
 def plain_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[valkey.Server]:
     """Yield a server of the binary that the environment names."""
     with valkey.Server(tmp_path_factory.mktemp("redis"), valkey.plain()) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def cluster_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[valkey.Server]:
+    """Yield a cluster of one server that holds all slots."""
+    settings = {"cluster-enabled": "yes", "cluster-port": str(valkey.free_port())}
+    with valkey.Server(tmp_path_factory.mktemp("cluster"), settings=settings) as server:
+        assert server.call("CLUSTER", "ADDSLOTSRANGE", "0", "16383") == "+OK"
+        deadline_s = time.monotonic() + valkey.START_TIMEOUT_S
+        while server.call("GET", "anything") != "$-1":
+            assert time.monotonic() < deadline_s, "the cluster did not come up"
+            time.sleep(0.02)
         yield server
 
 
@@ -57,4 +71,14 @@ class TestPlainRedis(conformance.StoreConformance):
     async def store(self, plain_server: valkey.Server) -> AsyncIterator[redis_store.RedisStore]:
         """Yield a store on it."""
         async for store in _opened(plain_server):
+            yield store
+
+
+class TestCluster(conformance.StoreConformance):
+    """A server in cluster mode refuses what would touch two slots at once."""
+
+    @pytest.fixture
+    async def store(self, cluster_server: valkey.Server) -> AsyncIterator[redis_store.RedisStore]:
+        """Yield a store on it."""
+        async for store in _opened(cluster_server):
             yield store

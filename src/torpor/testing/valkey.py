@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import time
+from collections.abc import Mapping
 
 #: A path to redis-server or valkey-server; tests that need a plain Redis run when it is set.
 SERVER_VARIABLE = "TORPOR_TEST_REDIS_SERVER"
@@ -35,11 +36,18 @@ class Server:
     As a context manager: started on entry, killed on exit.
     """
 
-    def __init__(self, folder: pathlib.Path, binary: pathlib.Path | None = None) -> None:
+    def __init__(
+        self,
+        folder: pathlib.Path,
+        binary: pathlib.Path | None = None,
+        *,
+        settings: Mapping[str, str] | None = None,
+    ) -> None:
         self._folder = folder
         self._binary = binary or embedded()
+        self._settings = settings or {}
         self._process: subprocess.Popen[bytes] | None = None
-        self.port = _free_port()
+        self.port = free_port()
 
     def __enter__(self) -> "Server":
         self.start()
@@ -63,6 +71,11 @@ class Server:
                     *("--port", str(self.port), "--bind", "127.0.0.1"),
                     *("--dir", self._folder, "--save", "", "--appendonly", "yes"),
                     *("--appendfsync", "always", "--daemonize", "no"),
+                    *(
+                        word
+                        for item in self._settings.items()
+                        for word in (f"--{item[0]}", item[1])
+                    ),
                 ],
                 stdout=log,
                 stderr=log,
@@ -107,7 +120,8 @@ class Server:
             raise ValueError(f"CONFIG SET {name} {value}: {answer}")
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """Return a loopback port that nobody listens on now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
