@@ -325,7 +325,7 @@ def _edit(root: pathlib.Path, names: tuple[bytes, ...], what: tuple[str, bytes],
     path /= os.fsdecode(names[-1])
     kind, data = what
     if kind == "folder" and path.is_dir() and not path.is_symlink():
-        path.chmod(mode)
+        path.chmod(mode | 0o700)
         return
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
@@ -340,7 +340,7 @@ def _edit(root: pathlib.Path, names: tuple[bytes, ...], what: tuple[str, bytes],
     elif kind == "folder":
         path.mkdir()
     if kind in ("file", "folder"):
-        path.chmod(mode | 0o400)
+        path.chmod(mode | (0o700 if kind == "folder" else 0o400))
 
 
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
