@@ -187,17 +187,18 @@ class Activator:
         timeout_s = min(ACTIVATE_TIMEOUT_S, until.demand())
         placed = self._view.placed(node, request)
         try:
-            activated = await self._calls.activate(
-                node,
-                protocol.Activate(
-                    key=head.key,
-                    observed_epoch=head.epoch,
-                    observed_incarnation=head.owner.incarnation if head.owner else "",
-                    agent=agent,
-                    deadline_s=timeout_s,
-                ),
-                timeout_s=timeout_s,
-            )
+            async with self._view.office.during(node, self._view.incarnation(node)):
+                activated = await self._calls.activate(
+                    node,
+                    protocol.Activate(
+                        key=head.key,
+                        observed_epoch=head.epoch,
+                        observed_incarnation=head.owner.incarnation if head.owner else "",
+                        agent=agent,
+                        deadline_s=timeout_s,
+                    ),
+                    timeout_s=timeout_s,
+                )
         except BaseException:
             self._view.withdraw(placed)
             raise

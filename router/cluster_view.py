@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import msgspec
 
 from torpor import clock, errors
-from torpor.router import placement
+from torpor.router import office, placement
 from torpor.storage import records, store
 
 log = logging.getLogger(__name__)
@@ -23,7 +23,7 @@ COUNTED_BEATS = 2
 #: this time constant, so its expected share fades from the correction in the same way.
 FADE_BEATS = 3.0
 #: After four time constants what is left of it is below what a load is exact to.
-KEPT_BEATS = 20
+KEPT_BEATS = 12
 
 
 class Placement:
@@ -53,6 +53,8 @@ class ClusterView:
         self._views: list[records.NodeView] = []
         self._seen: dict[str, _Seen] = {}
         self._placements: dict[str, list[Placement]] = {}
+        #: Ends calls into nodes whose lease is gone.
+        self.office = office.Office()
 
     @property
     def views(self) -> list[records.NodeView]:
@@ -66,6 +68,9 @@ class ClusterView:
                 await self.refresh()
             except errors.TorporError as error:
                 log.warning("nodes not read: %s", error, extra={"action": "view_failed"})
+            except Exception:
+                # A gateway that stopped looking would go on placing by what it knows, for ever.
+                log.exception("nodes not read", extra={"action": "view_failed"})
             await self._clock.sleep(POLL_S)
 
     async def refresh(self) -> None:
@@ -75,6 +80,9 @@ class ClusterView:
             StoreUnavailable
         """
         self._views = await self._nodes.views()
+        self.office.note(
+            {(view.record.node, view.record.incarnation) for view in self._views if view.alive}
+        )
         present = {view.record.node for view in self._views}
         self._seen = {node: seen for node, seen in self._seen.items() if node in present}
         for view in self._views:
@@ -88,6 +96,10 @@ class ClusterView:
     def candidates(self) -> list[placement.Candidate]:
         """Return what placement may choose from; nodes that publish no load yet are left out."""
         return [self._candidate(view, view.load) for view in self._views if view.load is not None]
+
+    def incarnation(self, node: str) -> str:
+        """Return the life that a node is in; empty for an unknown one."""
+        return next((v.record.incarnation for v in self._views if v.record.node == node), "")
 
     def placed(self, node: str, request: placement.Request) -> Placement:
         """Note that a session is being placed, so that the next choice counts it."""

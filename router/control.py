@@ -5,7 +5,7 @@ import contextlib
 
 from torpor import clock, errors, ids, messages
 from torpor.actors import calls, protocol
-from torpor.router import activator, deadline, directory, ownership, waking
+from torpor.router import activator, deadline, directory, office, ownership, waking
 from torpor.storage import records, store
 
 #: Times that the session may change under a decision before the caller is told to try again.
@@ -25,6 +25,7 @@ class Control:
         reach: calls.Calls,
         wake: activator.Activator,
         hints: directory.Directory,
+        calls_in_office: office.Office,
         waker: waking.Waker,
         time: clock.Clock,
     ) -> None:
@@ -32,6 +33,7 @@ class Control:
         self._calls = reach
         self._activator = wake
         self._directory = hints
+        self._office = calls_in_office
         self._waker = waker
         self._clock = time
         self._goodbyes: set[asyncio.Task[None]] = set()
@@ -140,7 +142,8 @@ class Control:
         request = protocol.Control(
             epoch=head.epoch, verb=verb, request_id=request_id, deadline_s=left_s
         )
-        await self._calls.control(owner, head.key, request, timeout_s=left_s)
+        async with self._office.during(owner.node, owner.incarnation):
+            await self._calls.control(owner, head.key, request, timeout_s=left_s)
         if verb is protocol.Verb.EVICT:
             self._directory.forget(head.key, head.epoch)
 

@@ -91,9 +91,13 @@ class Gateway:
         self._clock = time
         self._view = cluster_view.ClusterView(stored.nodes, time)
         self._activator = activator.Activator(stored, reach, self._view, hints, time, rng)
-        self._router = routing.Router(stored.sessions, reach, self._activator, hints)
+        self._router = routing.Router(
+            stored.sessions, reach, self._activator, hints, self._view.office
+        )
         self._waker = waking.Waker(stored, self._router, time)
-        self._control = control.Control(stored, reach, self._activator, hints, self._waker, time)
+        self._control = control.Control(
+            stored, reach, self._activator, hints, self._view.office, self._waker, time
+        )
         self._sweeper = wake_sweeper.WakeSweeper(stored, self._waker, time, rng)
         self._health = health.aio.HealthServicer()
         self._server: grpc.aio.Server | None = None

@@ -7,7 +7,7 @@ import msgspec
 
 from torpor import errors, limits, messages
 from torpor.actors import calls, protocol
-from torpor.router import activator, deadline, directory
+from torpor.router import activator, deadline, directory, office
 from torpor.storage import records, store
 
 T = TypeVar("T")
@@ -25,11 +25,13 @@ class Router:
         reach: calls.Calls,
         wake: activator.Activator,
         hints: directory.Directory,
+        calls_in_office: office.Office,
     ) -> None:
         self._sessions = sessions
         self._calls = reach
         self._activator = wake
         self._directory = hints
+        self._office = calls_in_office
 
     async def deliver(
         self,
@@ -135,7 +137,8 @@ class Router:
             if located is None:
                 located = await self._locate(key, until, suspect_epoch, pause_refused)
             try:
-                return await ask(located, until.demand())
+                async with self._office.during(located.owner.node, located.owner.incarnation):
+                    return await ask(located, until.demand())
             except errors.Fenced:
                 self._directory.forget(key, located.epoch)
                 stale += 1

@@ -36,6 +36,9 @@ class WakeSweeper:
                     await self.sweep(shard)
                 except errors.TorporError as error:
                     log.warning("sweep failed: %s", error, extra={"action": "sweep_failed"})
+                except Exception:
+                    # Nobody would start the sweep again.
+                    log.exception("sweep failed", extra={"action": "sweep_failed"})
 
     async def sweep(self, shard: int) -> None:
         """Look at every hint of one shard once. A session that cannot be woken keeps its hint.

@@ -124,7 +124,7 @@ def test_a_session_is_expected_to_need_what_it_used() -> None:
 
 NODES = ("a", "b", "c")
 #: The node agents' smoothing, in seconds.
-SMOOTHING_S = 5.0
+SMOOTHING_S = 3.0
 #: Somebody else's program keeps this much of node a busy.
 OUTSIDE = 0.3
 HEAVY_CPUS = 0.2

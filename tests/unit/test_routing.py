@@ -101,6 +101,27 @@ async def test_a_silent_node_is_waited_out(parts: router_parts.RouterParts) -> N
     assert parts.clock.monotonic_s() >= in_process_cluster.LEASE_MS / 1_000
 
 
+async def test_a_call_that_hangs_ends_with_the_lease(
+    parts: router_parts.RouterParts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A node lost its power, so nothing breaks the connection: the lease is what ends the wait."""
+    await parts.say("one", "m1")
+    lost = await owner_of(parts)
+    lost.silent = True
+    deliver = parts.cluster.deliver
+
+    async def hang(owner: records.Owner, *args: object, **fields: object) -> protocol.Delivered:
+        if owner.node == lost.name:
+            await asyncio.Event().wait()
+        return await deliver(owner, *args, **fields)
+
+    monkeypatch.setattr(parts.cluster, "deliver", hang)
+    saying = asyncio.create_task(parts.say("two", "m2", seconds=600))
+    await advance_until(parts, saying)
+    assert (await saying).version == 3
+    assert parts.clock.monotonic_s() < 2 * in_process_cluster.LEASE_MS / 1_000
+
+
 async def test_a_lapsed_lease_needs_no_suspicion(parts: router_parts.RouterParts) -> None:
     """A gateway without a hint sees that the owner's lease is gone, and claims at once."""
     await parts.say("one", "m1")

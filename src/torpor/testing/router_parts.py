@@ -36,10 +36,18 @@ class RouterParts:
         self.view = cluster_view.ClusterView(store.nodes, time)
         self.directory = directory.Directory()
         self.activator = activator.Activator(store, cluster, self.view, self.directory, time, rng)
-        self.router = routing.Router(store.sessions, cluster, self.activator, self.directory)
+        self.router = routing.Router(
+            store.sessions, cluster, self.activator, self.directory, self.view.office
+        )
         self.waker = waking.Waker(store, self.router, time)
         self.control = control.Control(
-            store, cluster, self.activator, self.directory, self.waker, time
+            store,
+            cluster,
+            self.activator,
+            self.directory,
+            self.view.office,
+            self.waker,
+            time,
         )
         self.sweeper = wake_sweeper.WakeSweeper(store, self.waker, time, rng)
 

@@ -1,0 +1,83 @@
+"""Durable delivery: the hint outlives whatever happens, and a nudge is only a nudge."""
+
+from collections.abc import AsyncIterator
+
+import pytest
+
+from torpor import errors
+from torpor.router import waking
+from torpor.storage import keys, records
+from torpor.testing import eventually, router_parts
+
+
+@pytest.fixture
+async def parts() -> AsyncIterator[router_parts.RouterParts]:
+    """One gateway's parts over three nodes."""
+    made = await router_parts.build()
+    yield made
+    await made.close()
+
+
+async def accept(parts: router_parts.RouterParts, request_id: str) -> records.Enqueued:
+    """Leave a message."""
+    message = router_parts.message("text", request_id)
+    return await parts.waker.accept(router_parts.KEY, message, body_digest="d")
+
+
+async def hinted(parts: router_parts.RouterParts) -> bool:
+    """Return whether the session is hinted."""
+    shard = keys.wake_shard(router_parts.KEY)
+    return router_parts.KEY in await parts.store.wake.hinted(shard, limit=10)
+
+
+async def test_a_sweep_in_between_does_not_lose_the_hint(
+    parts: router_parts.RouterParts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A sweeper that finds the inbox still empty takes it; it is back when the caller is told."""
+    enqueue = parts.store.sessions.enqueue
+
+    async def sweep_first(key: records.SessionKey, item: records.InboxItem) -> records.Enqueued:
+        await parts.store.wake.clear(key)
+        return await enqueue(key, item)
+
+    monkeypatch.setattr(parts.store.sessions, "enqueue", sweep_first)
+    await accept(parts, "m1")
+    assert await hinted(parts)
+
+
+async def test_a_wake_that_fails_leaves_the_hint(parts: router_parts.RouterParts) -> None:
+    """The message is acknowledged all the same: it lies in the inbox."""
+    for node in parts.cluster.nodes.values():
+        node.refusal = errors.NoCapacity()
+    await accept(parts, "m1")
+
+    async def given_up() -> bool:
+        return parts.cluster.count("activate") == len(parts.cluster.nodes)
+
+    await eventually.assert_eventually(given_up)
+    assert await hinted(parts)
+    assert len(await parts.store.sessions.inbox(router_parts.KEY)) == 1
+
+
+async def test_a_message_that_was_handled_wakes_nobody(parts: router_parts.RouterParts) -> None:
+    """A repeat is answered with what became of the first."""
+    await parts.say("text", "m1")
+    outcome = await parts.store.sessions.outcome(router_parts.KEY, "m1")
+    assert outcome is not None
+    await parts.control.evict(router_parts.KEY, request_id="e", until=parts.until())
+    message = router_parts.message("text", "m1")
+    again = await parts.waker.accept(router_parts.KEY, message, body_digest=outcome.body_digest)
+    assert again.known == outcome
+    await parts.waker.close()
+    assert parts.cluster.count("activate") == 1
+
+
+async def test_wakes_in_the_background_are_bounded(
+    parts: router_parts.RouterParts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What does not fit is left to the sweep, with its hint."""
+    monkeypatch.setattr(waking, "POKES_MAX", 0)
+    await accept(parts, "m1")
+    await parts.waker.close()
+    assert parts.cluster.calls == []
+    assert await hinted(parts)
