@@ -111,16 +111,15 @@ class NodeAgent:
         """Return the load as of the last beat."""
         return self._load(self._reading)
 
-    async def drain(self) -> int:
-        """Take no more sessions, ask those that are here to leave; returns how many are left."""
+    async def drain(self) -> None:
+        """Take no more sessions, ask those that are here to leave; returns before they have."""
         self._draining = True
-        here = [slot for slot in self._slots.values() if not slot.dead.is_set()]
-        await asyncio.gather(*(self._evict(slot, even_if_busy=True) for slot in here))
-        return len(self._slots)
+        self._spawn(self._evict_all())
 
     async def retire(self) -> None:
         """Drain, give up the lease and leave the list of nodes: the end of this agent."""
-        await self.drain()
+        self._draining = True
+        await self._evict_all()
         self._keeper.stop()
         with contextlib.suppress(errors.TorporError):
             await self._store.nodes.withdraw(self._node)
@@ -221,6 +220,10 @@ class NodeAgent:
 
     def _by_name(self, name: str) -> slots.Slot:
         return next(slot for slot in self._slots.values() if slot.folder.name == name)
+
+    async def _evict_all(self) -> None:
+        here = [slot for slot in self._slots.values() if not slot.dead.is_set()]
+        await asyncio.gather(*(self._evict(slot, even_if_busy=True) for slot in here))
 
     async def _evict(self, slot: slots.Slot, *, even_if_busy: bool) -> None:
         """Ask a session to leave: after what it has begun, or not at all if it has begun something."""
