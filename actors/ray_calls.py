@@ -55,8 +55,9 @@ class RayCalls:
         timeout_s: float,
     ) -> protocol.Delivered:
         """Hand a message to the owner and await the committed turn."""
-        answer = await self._call(owner.actor, "deliver", request, timeout_s=timeout_s)
-        return protocol.accept(answer)  # type: ignore[no-any-return]
+        packed = protocol.pack(request)
+        answer = await self._call(owner.actor, "deliver", packed, timeout_s=timeout_s)
+        return protocol.accept(protocol.unpack_delivered(answer))
 
     async def control(
         self,

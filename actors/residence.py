@@ -182,7 +182,9 @@ class Residence:
         )
         change = self._change(ctx, message, body_digest, result, consumed, usage)
         committed = await self._commit(change)
-        if isinstance(result, agent_thread.TurnFailure):
+        if isinstance(result, agent_thread.TurnResult):
+            self._snapshotter.adopt(result.snapshot.tree)
+        else:
             # The agent object and the files hold half a turn; only a fresh process has the turn's start.
             await self._spoil()
         answer = change.drafts[-1]
@@ -246,16 +248,17 @@ class Residence:
     async def _place_file(self, work: protocol.PlaceFile) -> protocol.Placed:
         self._move(lifecycle.Signal.BEGAN)
         try:
-            manifest = await self._thread.call(self._placed(work))
+            taken = await self._thread.call(self._placed(work))
         except errors.TorporError:
             await self._spoil()
             raise
         written = {"path": work.path, "size_bytes": work.size_bytes, "digest": work.digest}
         draft = turn_context.Draft(type=messages.WORKSPACE_WRITTEN, data=written)
-        committed = await self._commit(ownership.Change(drafts=(draft,), manifest=manifest))
+        committed = await self._commit(ownership.Change(drafts=(draft,), manifest=taken.manifest))
+        self._snapshotter.adopt(taken.tree)
         return protocol.Placed(version=committed.version)
 
-    async def _placed(self, work: protocol.PlaceFile) -> str:
+    async def _placed(self, work: protocol.PlaceFile) -> snapshot.Snapshot:
         workspace_files.place(
             self._spec.slot / protocol.WORKSPACE,
             work.path,
@@ -264,7 +267,7 @@ class Residence:
             work.digest,
             work.mode,
         )
-        return self._snapshotter.snapshot().manifest
+        return self._snapshotter.snapshot()
 
     async def _set_paused(self, *, paused: bool) -> protocol.Controlled:
         wanted = records.Status.PAUSED if paused else records.Status.IDLE

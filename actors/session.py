@@ -60,10 +60,12 @@ class AgentSession:
         self._living = asyncio.create_task(self._live(self._residence))
         return protocol.Booted(epoch=self._residence.epoch, pid=os.getpid())
 
-    async def deliver(self, request: protocol.Deliver) -> protocol.Delivered | protocol.Refusal:
-        """Handle a message in its turn."""
-        answer: protocol.Delivered | protocol.Refusal = await self._queue(request, request.epoch, request.deadline_s, request.busy)
-        return answer
+    async def deliver(self, packed: bytes) -> bytes:
+        """Handle a message in its turn; request and answer are packed."""
+        request = protocol.unpack_deliver(packed)
+        return protocol.pack(
+            await self._queue(request, request.epoch, request.deadline_s, request.busy)
+        )
 
     async def control(self, request: protocol.Control) -> protocol.Controlled | protocol.Refusal:
         """Evict, pause or resume, in order with the turns."""

@@ -1,0 +1,1 @@
+"""The load harness; run from a checkout."""
