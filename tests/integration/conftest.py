@@ -6,7 +6,8 @@ import os
 import pathlib
 import socket
 import sys
-from collections.abc import AsyncIterator
+import unittest.mock
+from collections.abc import AsyncIterator, Iterator
 
 import pytest
 import pytest_asyncio
@@ -25,6 +26,12 @@ from shared_cluster import OTHER_TENANT, Cluster, Gate  # noqa: E402 - found by 
 #: The agents that tests make sessions of, registered for both tenants.
 AGENTS = ("Puppet", "Restless", "Hurried", "Frugal")
 NODES = 3
+#: Read by Ray's control service at its start: a node that refuses connections is dead after 2 s
+#: instead of 15; one that is merely slow keeps the usual time to answer.
+HEALTH_CHECKS = {
+    "RAY_health_check_initial_delay_ms": "1000",
+    "RAY_health_check_period_ms": "400",
+}
 #: Short, so that the loss of a node is noticed soon; a test machine's pauses are well below it.
 LEASE_TTL_MS = 3_000
 
@@ -41,8 +48,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items[:] = others + sorted(ours, key=lambda item: "cluster" in item.fixturenames)
 
 
+@pytest.fixture(scope="session")
+def _environment() -> Iterator[None]:
+    """What Ray's processes inherit."""
+    # The test agents are modules like a user's own.
+    path = os.pathsep.join(filter(None, (str(SUPPORT), os.environ.get("PYTHONPATH"))))
+    with unittest.mock.patch.dict(os.environ, PYTHONPATH=path, **HEALTH_CHECKS):
+        yield
+
+
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
-async def cluster(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Cluster]:
+async def cluster(
+    _environment: None, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[Cluster]:
     """The shared deployment. A test that kills a node adds that node first."""
     options = local.LocalOptions(
         folder=tmp_path_factory.mktemp("deployment"),
@@ -50,9 +68,6 @@ async def cluster(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Clu
         port=_free_ports(NODES + 1),
         lease_ttl_ms=LEASE_TTL_MS,
     )
-    before = os.environ.get("PYTHONPATH")
-    # Ray's processes inherit it; the test agents are modules like a user's own.
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(SUPPORT), before)))
     async with contextlib.AsyncExitStack() as stack:
         here = await stack.enter_async_context(local.LocalDeployment(options))
         clients = [
@@ -65,21 +80,23 @@ async def cluster(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Clu
         for name in AGENTS:
             await clients[0].agents.register(f"session_agents:{name}")
         yield shared
-    if before is None:
-        del os.environ["PYTHONPATH"]
-    else:
-        os.environ["PYTHONPATH"] = before
 
 
 @pytest_asyncio.fixture(loop_scope="session")
-async def other_client(cluster: Cluster) -> AsyncIterator[client.Client]:
-    """A client of the other tenant, no operator, at the first gateway."""
+async def other_key(cluster: Cluster) -> str:
+    """An API key of the other tenant, no operator's."""
     key = ids.api_key()
     await cluster.store.catalog.put_key(
         hashlib.sha256(key.encode()).hexdigest(),
         records.ApiKey(tenant=OTHER_TENANT, operator=False, label="test", created_ms=0),
     )
-    async with torpor.connect(cluster.here.gateways[0], api_key=key) as connected:
+    return key
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def other_client(cluster: Cluster, other_key: str) -> AsyncIterator[client.Client]:
+    """A client of the other tenant at the first gateway."""
+    async with torpor.connect(cluster.addresses[0], api_key=other_key) as connected:
         await connected.agents.register("session_agents:Puppet")
         yield connected
 

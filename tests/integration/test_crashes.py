@@ -109,13 +109,12 @@ async def test_node_agent_killed(cluster: Cluster, session: client.Session) -> N
 async def test_gateway_killed(cluster: Cluster, session: client.Session) -> None:
     """A gateway dies: others serve its sessions, and it comes back on its port."""
     await session.send("self.n = 3")
-    name = cluster.node_name(cluster.node_id("node-1"))
-    address = cluster.here.gateways[0]
-    ray.kill(cluster.gateway_actor(name))
+    address = cluster.addresses[0]
+    ray.kill(cluster.gateway_actor("node-1"))
     elsewhere = cluster.clients[1].sessions.handle(session.id)
     assert (await elsewhere.send("return str(self.n)")).text == "3"
     await cluster.settled()
-    assert cluster.here.gateways[0] == address
+    assert cluster.running("node-1").gateway == address
     assert (await session.send("return str(self.n + 1)")).text == "4"
 
 

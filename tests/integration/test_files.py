@@ -17,7 +17,7 @@ async def _paths(session: client.Session, path: str = "", *, recursive: bool = F
 
 
 async def test_files_are_listed_and_read_asleep(session: client.Session) -> None:
-    """Files as of the last commit are there while the session sleeps, and reading does not wake it."""
+    """A sleeping session's files are those of its last commit, and reading does not wake it."""
     await session.send(
         "import pathlib\n"
         "pathlib.Path('d/e').mkdir(parents=True)\n"
@@ -104,8 +104,12 @@ async def test_links_lead_nowhere(session: client.Session, tmp_path: pathlib.Pat
         await session.files.read("file")
     await session.files.write("file", b"inside")
     assert await session.files.read("file") == b"inside"
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["secret"]
+    assert _names(tmp_path) == ["secret"]
     assert (tmp_path / "secret").read_text() == "secret"
+
+
+def _names(folder: pathlib.Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
 
 
 async def test_quota(cluster: Cluster) -> None:

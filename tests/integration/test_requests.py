@@ -6,7 +6,6 @@ import pytest
 from shared_cluster import Cluster, Gate, events, texts
 
 from torpor import client, errors, limits, messages
-from torpor.client import retry
 from torpor.testing.eventually import assert_eventually
 
 #: Messages beyond what the mailbox holds.
@@ -105,12 +104,12 @@ async def test_busy_session_rejects(session: client.Session, gate: Gate) -> None
 
 
 async def test_mailbox_is_bounded(cluster: Cluster, session: client.Session, gate: Gate) -> None:
-    """As many messages wait as the mailbox holds: the rest are refused at once, those are handled."""
+    """As many messages wait as the mailbox holds, and are handled; the rest are refused at once."""
     held = asyncio.create_task(session.send(gate.code))
     await gate.reached()
-    once = retry.Policy(attempts_max=1)
+    once = client.Policy(attempts_max=1)
     async with client.connect(
-        cluster.here.gateways[0], api_key=cluster.here.api_key, policy=once
+        cluster.addresses[0], api_key=cluster.here.api_key, policy=once
     ) as impatient:
         handle = impatient.sessions.handle(session.id)
         sends = [asyncio.create_task(handle.send(COUNT)) for _ in range(limits.MAILBOX_MAX + EXTRA)]

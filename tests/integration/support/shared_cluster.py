@@ -5,7 +5,7 @@ import pathlib
 import ray
 
 import torpor
-from torpor import client, ids, messages
+from torpor import client, control_plane, ids, messages
 from torpor.actors import protocol
 from torpor.dev import local
 from torpor.storage import records, redis_store
@@ -51,6 +51,8 @@ class Cluster:
         #: One client a gateway, in order of the nodes' names.
         self.clients = clients
         self.client = clients[0]
+        #: The gateways of the nodes that stay, in the same order.
+        self.addresses = tuple(here.gateways)
         self.store = redis_store.open(here.deployment)
 
     def key(self, session: client.Session, tenant: str = local.TENANT) -> records.SessionKey:
@@ -90,9 +92,24 @@ class Cluster:
         await assert_eventually(reports)
         return name
 
+    async def lose(self, name: str) -> None:
+        """End a node that `add_node` made, and return once Ray and the control plane know."""
+        node = self.node_id(name)
+        self.here.cluster.kill_node(name)
+
+        async def gone() -> bool:
+            await self.here.control.reconcile()
+            return node not in self.here.control.running
+
+        await assert_eventually(gone, SLOW_S)
+
+    def running(self, name: str) -> control_plane.Running:
+        """Return what runs on the node of that name."""
+        return next(each for each in self.here.control.running.values() if each.name == name)
+
     def node_id(self, name: str) -> str:
         """Return Ray's id of a node that runs."""
-        return next(each.node for each in self.here.control.running.values() if each.name == name)
+        return self.running(name).node
 
     async def take_to(self, session: client.Session, name: str) -> None:
         """Wake an evicted session on the node of that name, as a gateway that chose it would."""
@@ -112,11 +129,11 @@ class Cluster:
 
     def node_agent(self, name: str) -> ray.actor.ActorHandle:
         """Return the Ray actor of a node's agent."""
-        return self.here.control.running[self.node_id(name)].agent_actor
+        return self.running(name).agent_actor
 
     def gateway_actor(self, name: str) -> ray.actor.ActorHandle:
         """Return the Ray actor of a node's gateway."""
-        return self.here.control.running[self.node_id(name)].gateway_actor
+        return self.running(name).gateway_actor
 
     async def settled(self) -> None:
         """Reconcile until every node has a gateway and an agent that answer."""
