@@ -50,7 +50,12 @@ def load(import_path: str) -> type[definition.Agent]:
 
 
 def describe(import_path: str) -> protocol.AgentDescription:
-    """Import an agent and say what it is; raises as `load` does, and `InvalidField` for its settings."""
+    """Import an agent and say what it is.
+
+    Raises:
+        InvalidField: one of its settings cannot be read.
+        AgentImportFailed: as `load`.
+    """
     found = load(import_path)
     settings = definition.settings_of(found)
     try:

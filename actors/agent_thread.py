@@ -1,8 +1,9 @@
 """The thread that agent code runs on.
 
-The session actor's event loop answers calls, renews, commits; agent code may block. So it gets a loop
-on a thread of its own, on which everything that touches the agent object happens, one thing at a time:
-waking it, running a turn, pickling it, taking the snapshot of its files.
+The session actor's event loop answers calls, renews, commits; agent code may block. So it gets a
+    loop
+on a thread of its own, on which everything that touches the agent object happens, one thing at a
+time: waking it, running a turn, pickling it, taking the snapshot of its files.
 """
 
 import asyncio
@@ -36,7 +37,7 @@ class TurnResult(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class TurnFailure(msgspec.Struct, frozen=True, kw_only=True):
-    """Why a turn is to be committed as failed: the agent's doing, so that repeating it is no use."""
+    """Why a turn is to be committed as failed: the agent's doing, so repeating it is no use."""
 
     reason: str
     message: str
@@ -67,7 +68,7 @@ class AgentThread:
         await self.call(work())
 
     async def evict(self) -> None:
-        """Run `on_evict`; it has `CANCEL_GRACE_S`, and its errors end here: nothing depends on it."""
+        """Run `on_evict` for `CANCEL_GRACE_S` at most; nothing depends on how it ends."""
         if self._agent is None:
             return
         with contextlib.suppress(Exception):
@@ -84,9 +85,10 @@ class AgentThread:
         """Run one message through the agent, then pickle it and take the snapshot of its files.
 
         Raises:
-            TurnTimedOut: the turn's time is up and its code did not stop when asked to: the thread is
-                lost, and with it this process.
-            StorageFull, StorageUnavailable: the files could not be stored; nothing is wrong with the turn.
+            TurnTimedOut: the turn's time is up and its code did not stop when asked to: the thread
+                is lost, and with it this process.
+            StorageFull, StorageUnavailable: the files could not be stored; nothing is wrong with
+                the turn.
         """
         work = self.call(self._turn(ctx, message, snapshotter, timeout_s))
         try:
@@ -102,11 +104,11 @@ class AgentThread:
         timeout_s: float,
     ) -> TurnResult | TurnFailure:
         current = self._agent
-        assert current is not None, "no turn before wake"
+        assert current is not None, "no turn before wake"  # noqa: S101 — for the type checker
         try:
             async with asyncio.timeout(timeout_s) as limit:
                 reply = await _handle(current, ctx, message)
-        except (Exception, asyncio.CancelledError) as error:
+        except (Exception, asyncio.CancelledError):
             if limit.expired():
                 error = _timed_out(timeout_s)
             return _failure(error)

@@ -5,8 +5,8 @@
 Every method raises the error that a `Refusal` stands for, and besides:
 
 - `OwnerUnreachable` when the other side is dead, cannot be found, or did not answer in time. For
-  `deliver`, `control` and `place_file` that means the call may or may not have been carried out: the same
-  request id tells, whoever owns the session then.
+  `deliver`, `control` and `place_file` that means the call may or may not have been carried out:
+  the same request id tells, whoever owns the session then.
 """
 
 from typing import Protocol

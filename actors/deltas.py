@@ -6,9 +6,11 @@ import contextlib
 from torpor import clock, errors
 from torpor.storage import records, store
 
-#: Pieces are gathered this long: a model's tokens come every few ms, a person reads at 20 frames a second.
+#: Pieces are gathered this long: a model's tokens come every few ms, a person reads at 20 frames a
+#: second.
 GATHER_S = 0.04
-#: What is gathered while the store is slow; beyond it the oldest is dropped, the commit has it all anyway.
+#: What is gathered while the store is slow; beyond it the oldest is dropped, the commit has it all
+#: anyway.
 GATHERED_CHARS_MAX = 64 << 10
 
 

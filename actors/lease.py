@@ -1,4 +1,4 @@
-"""A node's lease: what keeps the owners on it in office, renewed by a thread that does nothing else."""
+"""A node's lease: what keeps its owners in office, renewed by a thread that does nothing else."""
 
 import asyncio
 import contextlib
@@ -11,15 +11,16 @@ from torpor.storage import store
 
 log = logging.getLogger(__name__)
 
-#: Renewals in one lifetime of the lease (the ratio that Pekko's lease majority uses): nine may fail.
+#: Renewals in one lifetime of the lease (the ratio that Pekko's lease majority uses): nine may
+#: fail.
 RENEWALS_PER_TTL = 10
 
 
 class LeaseKeeper:
     """Renews one incarnation's lease until told to stop, or until it has lapsed.
 
-    A thread and an event loop of its own, so that nothing that keeps the node agent's loop busy can let
-    the lease lapse. It renews and never re-creates: a lapsed incarnation is over.
+    A thread and an event loop of its own, so that nothing that keeps the node agent's loop busy
+    can let the lease lapse. It renews and never re-creates: a lapsed incarnation is over.
     """
 
     def __init__(

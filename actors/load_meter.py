@@ -7,7 +7,8 @@ from collections.abc import Collection
 import msgspec
 import psutil
 
-#: CPU use is averaged over about this long: shorter follows single turns, longer reacts to old news.
+#: CPU use is averaged over about this long: shorter follows single turns, longer reacts to old
+#: news.
 SMOOTHING_S = 3.0
 #: Finding all processes of a Ray node reads the whole process table, so it is done only this often.
 RESCAN_S = 5.0
@@ -59,7 +60,11 @@ class LoadMeter:
         if now_s - self._scanned_s >= RESCAN_S:
             self._pids = _family(self._root_pid)
             self._scanned_s = now_s
-        spent = {pid: seconds for pid in {*self._pids, *sessions} if (seconds := process_cpu_s(pid)) is not None}
+        spent = {
+            pid: seconds
+            for pid in {*self._pids, *sessions}
+            if (seconds := process_cpu_s(pid)) is not None
+        }
         # A process seen for the first time brings a past that is not this second's.
         used = sum(seconds - self._spent.get(pid, seconds) for pid, seconds in spent.items())
         self._spent = spent
@@ -69,7 +74,7 @@ class LoadMeter:
 def process_cpu_s(pid: int) -> float | None:
     """Return the CPU seconds that a process has used; None if it is gone."""
     try:
-        with open(f"/proc/{pid}/stat", "rb") as file:  # noqa: PTH123 — hundreds a second: the fast way
+        with open(f"/proc/{pid}/stat", "rb") as file:  # noqa: PTH123 — often: the fast way
             fields = file.read().rsplit(b")", 1)[1].split()
     except (OSError, IndexError):
         return None

@@ -1,4 +1,4 @@
-"""The agent of one node: holds its lease, hands out its slots, publishes its load, evicts, cleans up."""
+"""The agent of a node: holds its lease, hands out its slots, publishes its load, evicts, cleans."""
 
 import asyncio
 import contextlib
@@ -79,7 +79,7 @@ class NodeAgent:
         self._spawn(self._keep_office())
         return self._incarnation
 
-    # --- calls of gateways --------------------------------------------------------------------------
+    # --- calls of gateways ------------------------------------------------------------------------
 
     async def activate(self, request: protocol.Activate) -> protocol.Activated | protocol.Refusal:
         """Wake a session in a slot of this node."""
@@ -98,7 +98,10 @@ class NodeAgent:
             if await _answers(slot):
                 return False
             await slot.kill()
-        return await self._store.sessions.vacate(key, epoch=epoch, incarnation=self._incarnation)
+        if await self._store.sessions.vacate(key, epoch=epoch, incarnation=self._incarnation):
+            return True
+        head = await self._store.sessions.head(key)
+        return head.owner is None or head.epoch != epoch
 
     async def inspect_agent(self, import_path: str) -> protocol.AgentDescription | protocol.Refusal:
         """Import an agent in a process of its own and describe it."""
@@ -125,7 +128,7 @@ class NodeAgent:
             await self._store.nodes.withdraw(self._node)
             await self._store.nodes.drop_lease(self._node, self._incarnation)
 
-    # --- activation ---------------------------------------------------------------------------------
+    # --- activation -------------------------------------------------------------------------------
 
     async def _activate(self, request: protocol.Activate) -> protocol.Activated:
         if self._draining or self._lapsed.is_set():
@@ -171,7 +174,7 @@ class NodeAgent:
         await slots.clean(slot.folder)
         self._slots.pop((slot.key, slot.epoch), None)
 
-    # --- the beat -----------------------------------------------------------------------------------
+    # --- the beat ---------------------------------------------------------------------------------
 
     async def _keep_beat(self) -> None:
         while True:
@@ -226,7 +229,7 @@ class NodeAgent:
         await asyncio.gather(*(self._evict(slot, even_if_busy=True) for slot in here))
 
     async def _evict(self, slot: slots.Slot, *, even_if_busy: bool) -> None:
-        """Ask a session to leave: after what it has begun, or not at all if it has begun something."""
+        """Ask a session to leave, after what it has begun or not at all if it has begun any."""
         try:
             if even_if_busy:
                 await slot.handle.control.remote(
@@ -242,7 +245,7 @@ class NodeAgent:
         except ray.exceptions.RayError:
             return  # it is dead or dying; its death is seen by other means
 
-    # --- office -------------------------------------------------------------------------------------
+    # --- office -----------------------------------------------------------------------------------
 
     async def _take_office(self) -> None:
         self._incarnation = ids.nonce()

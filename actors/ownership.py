@@ -15,8 +15,8 @@ from torpor import clock, errors, ids, limits, messages
 from torpor.actors import protocol, turn_context
 from torpor.storage import blobs, envelope, history, keyring, records, segments, store
 
-#: An owner whose commit's answer was lost asks this often what became of it; with the pauses between,
-#: about as long as a store takes to restart.
+#: An owner whose commit's answer was lost asks this often what became of it; with the pauses
+#: between, about as long as a store takes to restart.
 RESOLVE_TRIES_MAX = 12
 RESOLVE_PAUSE_S = 0.5
 
@@ -60,7 +60,8 @@ class Ownership:
         self._claim: records.Acquire
         self._state_payload: bytes | None = None
         self.head: records.Head
-        #: What is remembered of requests: beside the hot tail, and of the last hour in cold segments.
+        #: What is remembered of requests: beside the hot tail, and of the last hour in cold
+        #: segments.
         self.outcomes: dict[str, records.Outcome] = {}
         self.history: history.History
 
@@ -142,7 +143,7 @@ class Ownership:
         return committed
 
     async def release(self) -> bool:
-        """Give the session up in order: a long hot tail is sealed first. False: the inbox holds something.
+        """Give the session up in order, sealing a long tail; False while the inbox holds something.
 
         Raises:
             Fenced, StoreUnavailable
@@ -153,13 +154,13 @@ class Ownership:
         )
 
     async def abandon(self) -> None:
-        """Give the session up whatever its inbox holds: the last thing that a spoilt process does."""
+        """Give the session up whatever its inbox holds: the last act of a spoilt process."""
         await self._store.sessions.vacate(
             self.head.key, epoch=self.head.epoch, incarnation=self._claim.owner.incarnation
         )
 
     async def seal_if_longer_than(self, events: int) -> None:
-        """Move the hot tail's older part into cold segments when the tail is longer than `events`."""
+        """Move the hot tail's older part into cold segments if the tail is longer than `events`."""
         head = self.head
         if head.next_seq - head.hot_from <= events:
             return
@@ -258,18 +259,22 @@ class Ownership:
     async def _resolve(self, commit: records.Commit) -> records.Committed:
         """Learn what became of a commit whose answer was lost.
 
-        The rule of Temporal's shard owners: claim again first, so that the write can no longer land,
-        then read whether it had.
+        The rule of Temporal's shard owners: claim again first, so that the write can no longer
+        land, then read whether it had.
         """
-        for attempt in range(RESOLVE_TRIES_MAX):
-            claim = msgspec.structs.replace(
-                self._claim, observed_epoch=self.head.epoch, nonce=ids.nonce()
-            )
-            claim = msgspec.structs.replace(claim, observed_incarnation=claim.owner.incarnation)
+        # One claim for all tries: repeating it is harmless if the answer to it was lost, too.
+        claim = msgspec.structs.replace(
+            self._claim,
+            observed_epoch=self.head.epoch,
+            observed_incarnation=self._claim.owner.incarnation,
+            nonce=ids.nonce(),
+        )
+        for _ in range(RESOLVE_TRIES_MAX):
             try:
                 acquired = await self._store.sessions.acquire(claim)
             except errors.Unavailable:
-                await self._clock.sleep(RESOLVE_PAUSE_S * (1 + random.random() * attempt / 4))  # noqa: S311
+                # Jitter, so that all owners of a node do not come back in one moment.
+                await self._clock.sleep(RESOLVE_PAUSE_S * (0.5 + random.random()))  # noqa: S311
                 continue
             landed = acquired.head.commit_id == commit.commit_id
             self.head = acquired.head

@@ -66,12 +66,14 @@ class BusyPolicy(enum.StrEnum):
     REJECT = "reject"
 
 
-# --- gateway → node agent (Ray actor `node_agent_name(node)`) --------------------------------------
-# activate(Activate) -> Activated | Refusal        NoCapacity, NodeDraining, Fenced, ActivationFailed,
-#                                                  CheckpointCorrupt, BlobCorrupt, BlobMissing, …
-# bury(records.SessionKey, epoch: int) -> bool     the process of that epoch is proven dead and vacated
-# inspect_agent(import_path: str) -> AgentDescription | Refusal        AgentImportFailed
-# drain() -> None                                  refuse activations from now on, evict what is idle
+# --- gateway → node agent (Ray actor `node_agent_name(node)`) -------------------------------------
+# activate(Activate) -> Activated | Refusal
+#     NoCapacity, NodeDraining, Fenced, ActivationFailed, CheckpointCorrupt, BlobCorrupt, …
+# bury(records.SessionKey, epoch: int) -> bool
+#     the process of that epoch is proven dead, and owns the session no more
+# inspect_agent(import_path: str) -> AgentDescription | Refusal
+# drain() -> int
+#     refuses activations from now on and asks all sessions to leave; returns how many are left
 # observe() -> records.NodeLoad
 
 
@@ -105,11 +107,13 @@ class AgentDescription(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     settings: definition.AgentSettings
 
 
-# --- gateway → session actor (Ray actor `session_actor_name(key, epoch)`) ---------------------------
-# deliver(packed Deliver) -> packed Delivered | Refusal      Fenced when the epoch is not the actor's
+# --- gateway → session actor (Ray actor `session_actor_name(key, epoch)`) -------------------------
+# deliver(packed Deliver) -> packed Delivered | Refusal
+#     Fenced when the epoch is not the actor's
 # control(Control) -> Controlled | Refusal
 # place_file(PlaceFile) -> Placed | Refusal
-# drain_inbox(epoch: int) -> None                  look into the inbox now; returns at once
+# drain_inbox(epoch: int) -> None
+#     looks into the inbox soon; returns at once
 
 
 class Deliver(msgspec.Struct, frozen=True, kw_only=True):
@@ -195,11 +199,14 @@ class Placed(msgspec.Struct, frozen=True, kw_only=True):
     version: int
 
 
-# --- node agent → session actor ---------------------------------------------------------------------
+# --- node agent → session actor -------------------------------------------------------------------
 # boot(BootSpec) -> Booted | Refusal
-# leave(Leave) -> Controlled | Refusal              NotEvictable when it is at work
-# ping() -> int                                     its epoch; answers whatever the agent's code does
-# run_until_ended() -> None                         returns never: the process ends when the session has
+# leave(Leave) -> Controlled | Refusal
+#     NotEvictable when something is under way
+# ping() -> int
+#     its epoch; answers whatever the agent's code does
+# run_until_ended() -> None
+#     never returns: the process ends when the session has
 
 
 class BootSpec(msgspec.Struct, frozen=True, kw_only=True):

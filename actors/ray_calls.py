@@ -1,4 +1,4 @@
-"""`Calls` over Ray: finds actors by name, bounds every call, and tells an answer from a broken call."""
+"""`Calls` over Ray: finds actors by name, bounds calls, tells an answer from a broken call."""
 
 import asyncio
 import collections
@@ -25,7 +25,10 @@ class RayCalls:
     ) -> protocol.Activated:
         """Ask a node's agent to wake a session."""
         name = protocol.node_agent_name(node)
-        return protocol.accept(await self._call(name, "activate", request, timeout_s=timeout_s))  # type: ignore[no-any-return]
+        answer: protocol.Activated | protocol.Refusal = await self._call(
+            name, "activate", request, timeout_s=timeout_s
+        )
+        return protocol.accept(answer)
 
     async def bury(
         self, node: str, key: records.SessionKey, epoch: int, *, timeout_s: float
@@ -39,8 +42,10 @@ class RayCalls:
     ) -> protocol.AgentDescription:
         """Import an agent on a node and describe it."""
         name = protocol.node_agent_name(node)
-        answer = await self._call(name, "inspect_agent", import_path, timeout_s=timeout_s)
-        return protocol.accept(answer)  # type: ignore[no-any-return]
+        answer: protocol.AgentDescription | protocol.Refusal = await self._call(
+            name, "inspect_agent", import_path, timeout_s=timeout_s
+        )
+        return protocol.accept(answer)
 
     async def drain(self, node: str, *, timeout_s: float) -> None:
         """Tell a node's agent to take no more sessions and to evict those it has."""
@@ -68,8 +73,10 @@ class RayCalls:
         timeout_s: float,
     ) -> protocol.Controlled:
         """Evict, pause or resume through the owner."""
-        answer = await self._call(owner.actor, "control", request, timeout_s=timeout_s)
-        return protocol.accept(answer)  # type: ignore[no-any-return]
+        answer: protocol.Controlled | protocol.Refusal = await self._call(
+            owner.actor, "control", request, timeout_s=timeout_s
+        )
+        return protocol.accept(answer)
 
     async def place_file(
         self,
@@ -80,8 +87,10 @@ class RayCalls:
         timeout_s: float,
     ) -> protocol.Placed:
         """Put an uploaded blob into the owner's workspace."""
-        answer = await self._call(owner.actor, "place_file", request, timeout_s=timeout_s)
-        return protocol.accept(answer)  # type: ignore[no-any-return]
+        answer: protocol.Placed | protocol.Refusal = await self._call(
+            owner.actor, "place_file", request, timeout_s=timeout_s
+        )
+        return protocol.accept(answer)
 
     async def drain_inbox(
         self, owner: records.Owner, key: records.SessionKey, epoch: int, *, timeout_s: float

@@ -42,7 +42,8 @@ class LocalCluster:
         """Start `nodes` raylets named node-1…; the first is the head. Takes 5 to 20 s."""
         for name, value in _NODE_ENVIRONMENT.items():
             os.environ.setdefault(name, value)
-        # Every process that Ray starts should find compiled modules, and leave some if there are none.
+        # Every process that Ray starts should find compiled modules, and leave some if there are
+        # none.
         os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
         self._nodes: dict[str, Any] = {}
         self._cpus = cpus_per_node
@@ -88,12 +89,14 @@ class LocalCluster:
 def join(address: str) -> None:
     """Make this process a quiet driver of a cluster.
 
-    Ray prints every worker's death to its drivers; here processes end all the time, on purpose and by
+    Ray prints every worker's death to its drivers; here processes end all the time, on purpose and
+        by
     accident, and what it means for sessions is said by torpor's own log. Where the private function
     has moved, Ray prints.
 
     Raises:
-        ConnectionError: there is no cluster at `address` (`auto`: RAY_ADDRESS, or one on this machine).
+        ConnectionError: there is no cluster at `address` (`auto`: RAY_ADDRESS, or one on this
+            machine).
     """
     ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     if hasattr(ray._private.worker, "print_to_stdstream"):

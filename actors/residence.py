@@ -1,6 +1,7 @@
 """One activation at work: takes jobs in order, runs turns, commits, and only then answers.
 
-This is the heart of the session process, without Ray: `torpor.actors.session` puts it into an actor.
+This is the heart of the session process, without Ray: `torpor.actors.session` puts it into an
+    actor.
 """
 
 import asyncio
@@ -28,7 +29,8 @@ from torpor.storage import blobs, records, snapshot, store, workspace_files
 
 log = logging.getLogger(__name__)
 
-#: A session that is asked to leave while messages keep arriving handles them and tries again, this often.
+#: A session that is asked to leave while messages keep arriving handles them and tries again, this
+#: often.
 RELEASE_TRIES_MAX = 8
 
 
@@ -118,7 +120,7 @@ class Residence:
             case protocol.Control():
                 return await self._set_paused(paused=work.verb is protocol.Verb.PAUSE)
 
-    # --- messages -----------------------------------------------------------------------------------
+    # --- messages ---------------------------------------------------------------------------------
 
     async def _deliver(self, message: messages.Message, body_digest: str) -> protocol.Delivered:
         known = self._owned.remembered(message.request_id, body_digest)
@@ -185,7 +187,8 @@ class Residence:
         if isinstance(result, agent_thread.TurnResult):
             self._snapshotter.adopt(result.snapshot.tree)
         else:
-            # The agent object and the files hold half a turn; only a fresh process has the turn's start.
+            # The agent object and the files hold half a turn; only a fresh process has the turn's
+            # start.
             await self._spoil()
         answer = change.drafts[-1]
         event = messages.Event(
@@ -243,7 +246,7 @@ class Residence:
             usage=usage,
         )
 
-    # --- everything else ----------------------------------------------------------------------------
+    # --- everything else --------------------------------------------------------------------------
 
     async def _place_file(self, work: protocol.PlaceFile) -> protocol.Placed:
         self._move(lifecycle.Signal.BEGAN)
@@ -319,6 +322,10 @@ class Residence:
         if change.drafts:
             self._woken = None
         self._move(lifecycle.Signal.COMMITTED)
+        if committed.duplicate:
+            # Its answer was lost, and to learn it the session was claimed anew, under another epoch
+            # than callers know this process by.
+            await self._spoil()
         return committed
 
     async def _tidy(self) -> None:
@@ -334,7 +341,8 @@ class Residence:
         if self._phase is lifecycle.Phase.ENDED:
             return
         self._move(lifecycle.Signal.SPOILT)
-        # If the store is away now, the node agent clears the owner once it has seen the process end.
+        # If the store is away now, the node agent clears the owner once it has seen the process
+        # end.
         with contextlib.suppress(errors.TorporError):
             await self._owned.abandon()
 

@@ -69,12 +69,16 @@ class AgentSession:
 
     async def control(self, request: protocol.Control) -> protocol.Controlled | protocol.Refusal:
         """Evict, pause or resume, in order with the turns."""
-        answer: protocol.Controlled | protocol.Refusal = await self._queue(request, request.epoch, request.deadline_s)
+        answer: protocol.Controlled | protocol.Refusal = await self._queue(
+            request, request.epoch, request.deadline_s
+        )
         return answer
 
     async def place_file(self, request: protocol.PlaceFile) -> protocol.Placed | protocol.Refusal:
         """Put a file into the workspace, in order with the turns."""
-        answer: protocol.Placed | protocol.Refusal = await self._queue(request, request.epoch, request.deadline_s)
+        answer: protocol.Placed | protocol.Refusal = await self._queue(
+            request, request.epoch, request.deadline_s
+        )
         return answer
 
     async def leave(self, request: protocol.Leave) -> protocol.Controlled | protocol.Refusal:
@@ -82,7 +86,9 @@ class AgentSession:
         here = self._residence
         if here is not None and not here.quiet():
             return protocol.refuse(errors.NotEvictable())
-        answer: protocol.Controlled | protocol.Refusal = await self._queue(request, request.epoch, None)
+        answer: protocol.Controlled | protocol.Refusal = await self._queue(
+            request, request.epoch, None
+        )
         return answer
 
     async def drain_inbox(self, epoch: int) -> None:

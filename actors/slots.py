@@ -18,7 +18,8 @@ from torpor.storage import keyring, records
 
 log = logging.getLogger(__name__)
 
-#: A killed process is gone within milliseconds; past this it hangs in the kernel (a dead NFS server).
+#: A killed process is gone within milliseconds; past this it hangs in the kernel (a dead NFS
+#: server).
 DEATH_TIMEOUT_S = 10.0
 
 
@@ -152,7 +153,7 @@ class SlotMaker:
         await clean(slot.folder)
 
     async def clean_leftovers(self) -> None:
-        """Remove what earlier incarnations of this node left: first their processes, then the folders."""
+        """Remove what earlier incarnations of this node left: processes first, then folders."""
         for folder in sorted(self._root.glob("*")):
             await clean(folder)
 
@@ -160,7 +161,7 @@ class SlotMaker:
 def _watch(slot: Slot, on_death: Callable[[Slot], None]) -> None:
     """Call `on_death` once, as soon as the process ends: the kernel tells, nobody polls."""
     loop = asyncio.get_running_loop()
-    assert slot.pid is not None
+    assert slot.pid is not None  # noqa: S101 — for the type checker
     try:
         descriptor = os.pidfd_open(slot.pid)
     except ProcessLookupError:

@@ -34,16 +34,20 @@ class Librarian(torpor.Agent):
         verb, _, argument = message.text.partition(" ")
         if verb == "make":
             for i in range(int(argument)):
-                path = pathlib.Path(f"shelf-{i % 100:02}", f"book-{i:05}.txt")
-                path.parent.mkdir(exist_ok=True)
-                path.write_text(f"volume {i}")
+                _write(i, f"volume {i}")
             return argument
         if verb == "change":
-            pathlib.Path("shelf-00", "book-00000.txt").write_text(f"volume {argument}, revised")
+            _write(0, f"volume {argument}, revised")
             return argument
         began_s = time.perf_counter()
         _walk(".")
         return str(time.perf_counter() - began_s)
+
+
+def _write(number: int, text: str) -> None:
+    path = pathlib.Path(f"shelf-{number % 100:02}", f"book-{number:05}.txt")
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(text)
 
 
 def _walk(folder: str) -> None:

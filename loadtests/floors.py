@@ -43,8 +43,9 @@ def _serve_echo(port: Any) -> None:
         server.add_generic_rpc_handlers(
             (grpc.method_handlers_generic_handler("floor.Floor", {"Echo": handler}),)
         )
-        port.value = server.add_insecure_port("127.0.0.1:0")
+        number = server.add_insecure_port("127.0.0.1:0")
         await server.start()
+        port.put(number)
         await server.wait_for_termination()
 
     asyncio.run(serve())
@@ -54,12 +55,11 @@ def _serve_echo(port: Any) -> None:
 async def grpc_echo() -> AsyncIterator[Callable[[], Any]]:
     """Yield an awaitable call of a bare `grpc.aio` echo in another process."""
     context = multiprocessing.get_context("spawn")
-    port = context.Value("i", 0)
+    port: Any = context.SimpleQueue()
     process = context.Process(target=_serve_echo, args=(port,), daemon=True)
     process.start()
-    while not port.value:
-        await asyncio.sleep(0.05)
-    async with grpc.aio.insecure_channel(f"127.0.0.1:{port.value}") as channel:
+    number = await asyncio.to_thread(port.get)
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{number}") as channel:
         call = channel.unary_unary("/floor.Floor/Echo")
         yield lambda: call(MESSAGE)
     process.terminate()

@@ -101,7 +101,9 @@ async def _bytes_per_turn(here: world.World, store: Any, session: Session, turns
 
 
 def _written(here: world.World, store: Any) -> int:
-    blobs = (p for p in pathlib.Path(here.local.deployment.storage).rglob("blobs/*/*") if p.is_file())
+    blobs = (
+        p for p in pathlib.Path(here.local.deployment.storage).rglob("blobs/*/*") if p.is_file()
+    )
     return int(store.info("persistence")["aof_current_size"]) + sum(p.stat().st_size for p in blobs)
 
 

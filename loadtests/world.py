@@ -15,7 +15,8 @@ NODES = 3
 #: Plain words, as people write them: what compresses like text, not like noise.
 MESSAGE = (
     "Please compare the rainfall of the last three winters with the long-term average, and tell me "
-    "which of the stations had to be left out because of missing readings in the early years. Thanks."
+    "which of the stations had to be left out because of missing readings in the early years. "
+    "Thanks, and have a good weekend."
 )[:200]
 
 

@@ -6,7 +6,7 @@ from typing import Protocol
 
 
 class Clock(Protocol):
-    """Wall time for people, monotonic time for intervals. Neither decides whether a write is right."""
+    """Wall time for people, monotonic time for intervals; no write is right or wrong by either."""
 
     def now_ms(self) -> int:
         """Return wall-clock milliseconds since the epoch."""

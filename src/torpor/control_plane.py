@@ -46,8 +46,8 @@ class ControlPlane:
         """Bring every node that hosts sessions into service, and forget those that are gone.
 
         Raises:
-            StoreUnavailable, StoreBelowDurability, SigningKeyMissing, FailedPrecondition: what keeps a
-                node from service, from its own process.
+            StoreUnavailable, StoreBelowDurability, SigningKeyMissing, FailedPrecondition: what
+                keeps a node from service, from its own process.
         """
         nodes = {node["NodeID"]: node for node in self._hosts()}
         for gone in self.running.keys() - nodes.keys():
@@ -99,7 +99,7 @@ class ControlPlane:
         return sorted(hosting, key=ray_compat.node_name)
 
     def _port(self, node: dict[str, Any]) -> int:
-        """Return the node's own port; where nodes share a machine, the lowest that is free of ours."""
+        """Return the port of a node's gateway; nodes that share a machine have one each."""
         place = self._place
         if place.gateway_port_step == 0:
             return place.gateway_port
@@ -128,7 +128,8 @@ class ControlPlane:
         ).remote(place)
         bound = await _within(front.start.remote(place.gateway_host, port))
         host = place.gateway_host
-        address = f"{node['NodeManagerAddress'] if host in ('0.0.0.0', '::') else host}:{bound}"  # noqa: S104
+        everywhere = host in ("0.0.0.0", "::")  # noqa: S104
+        address = f"{node['NodeManagerAddress'] if everywhere else host}:{bound}"
         cpus = float(node["Resources"].get("CPU", 0)) or 1.0
         agent = self._agent_class.options(
             name=protocol.node_agent_name(node_id),

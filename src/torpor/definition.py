@@ -43,7 +43,8 @@ class AgentSettings(msgspec.Struct, frozen=True, kw_only=True):
 class Agent:
     """An agent: its attributes are the session's state, its methods handle messages.
 
-    Instances are pickled at every turn's end and come back in another process, so attributes must be
+    Instances are pickled at every turn's end and come back in another process, so attributes must
+        be
     picklable; a client or a lock is made in `on_wake` and kept out of the state by `__getstate__`.
     """
 

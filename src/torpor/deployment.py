@@ -56,8 +56,8 @@ class Deployment(msgspec.Struct, frozen=True, kw_only=True):
     #: Above this share of used memory the node evicts idle sessions, down to the lower mark.
     memory_high: float = 0.80
     memory_low: float = 0.75
-    #: How long a node agent may be silent before its sessions may be taken over. Longer means slower
-    #: take-over, never less safety; it must exceed ordinary pauses.
+    #: How long a node agent may be silent before its sessions may be taken over. Longer means
+    #: slower take-over, never less safety; it must exceed ordinary pauses.
     lease_ttl_ms: int = 10_000
     #: Whether Ray's head node hosts sessions too.
     head_hosts_sessions: bool = False

@@ -6,9 +6,11 @@ import re
 
 from torpor import errors
 
-#: Tenants, agents and sessions are named in keys, folders and URLs, so the alphabet is the common one.
+#: Tenants, agents and sessions are named in keys, folders and URLs, so the alphabet is the common
+#: one.
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
-#: Request ids come from clients; long enough for a UUID or a trace id, short enough to keep by the thousand.
+#: Request ids come from clients; long enough for a UUID or a trace id, short enough to keep by the
+#: thousand.
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
 
 
@@ -16,7 +18,8 @@ def check_name(kind: str, value: str) -> str:
     """Return `value` if it may name a tenant, agent, session or node.
 
     Raises:
-        InvalidField: it is empty, longer than 63 characters, or has characters other than a-z 0-9 . _ -
+        InvalidField: it is empty, longer than 63 characters, or has characters other than a-z 0-9
+            . _ -
     """
     if not _NAME.fullmatch(value) or ".." in value:
         raise errors.InvalidField(
@@ -31,7 +34,8 @@ def check_request_id(value: str) -> str:
     """Return `value` if it may be a request id.
 
     Raises:
-        InvalidField: it is empty, longer than 64 characters, or has characters outside A-Z a-z 0-9 . _ : -
+        InvalidField: it is empty, longer than 64 characters, or has characters outside A-Z a-z 0-9
+            . _ : -
     """
     if not _REQUEST_ID.fullmatch(value):
         raise errors.InvalidField(

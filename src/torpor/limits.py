@@ -3,7 +3,8 @@
 What an operator may want to change lives in `torpor.config`; what is here follows from the design.
 """
 
-#: A message travels through gRPC, one actor call and one commit script; past this, send a file instead.
+#: A message travels through gRPC, one actor call and one commit script; past this, send a file
+#: instead.
 MESSAGE_BYTES_MAX = 1 << 20
 #: One event's encoded size: a message plus what the agent adds to it.
 EVENT_BYTES_MAX = 4 << 20
@@ -16,14 +17,16 @@ FILE_CHUNK_BYTES = 1 << 20
 
 #: Up to here the state travels inside the commit; larger ones become a blob (one more fsync).
 INLINE_STATE_BYTES_MAX = 32 << 10
-#: A state has to fit in memory twice (old and new) beside the agent; 1 GiB is where that stops being sane.
+#: A state has to fit in memory twice (old and new) beside the agent; 1 GiB is where that stops
+#: being sane.
 STATE_BYTES_MAX = 1 << 30
 
 #: The owner seals the hot tail once it is this long: one segment then amortises two fsyncs.
 HOT_EVENTS_MAX = 256
 #: What sealing leaves hot: enough for a model's recent context without touching shared storage.
 HOT_EVENTS_KEPT = 16
-#: An evicted session's hot tail is cut when longer than this; between the two, sealing would not pay.
+#: An evicted session's hot tail is cut when longer than this; between the two, sealing would not
+#: pay.
 HOT_EVENTS_ASLEEP_MAX = 32
 #: Events in one cold segment: a page of history opens one or two of them.
 SEGMENT_EVENTS_MAX = 256

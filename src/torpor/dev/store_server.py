@@ -1,8 +1,8 @@
 """The embedded store of `torpor dev`, in a process of its own.
 
-A terminal sends Ctrl-C to the whole process group, and the store must outlive the sessions that still
-commit while they are evicted. So it runs in its own session and ends when its parent closes the pipe,
-which also happens when the parent is killed.
+A terminal sends Ctrl-C to the whole process group, and the store must outlive the sessions that
+still commit while they are evicted. So it runs in its own session and ends when its parent closes
+the pipe, which also happens when the parent is killed.
 """
 
 import contextlib
@@ -38,7 +38,7 @@ class StoreServer:
             text=True,
             start_new_session=True,
         )
-        assert self._process.stdout is not None
+        assert self._process.stdout is not None  # noqa: S101 — for the type checker
         port = self._process.stdout.readline().strip()
         if not port:
             log = data / "valkey.log"
