@@ -108,10 +108,8 @@ class AgentThread:
         try:
             async with asyncio.timeout(timeout_s) as limit:
                 reply = await _handle(current, ctx, message)
-        except (Exception, asyncio.CancelledError):
-            if limit.expired():
-                error = _timed_out(timeout_s)
-            return _failure(error)
+        except (Exception, asyncio.CancelledError) as error:
+            return _failure(_timed_out(timeout_s) if limit.expired() else error)
         try:
             dumped = state.dump(current)
             return TurnResult(reply=reply, state=dumped, snapshot=snapshotter.snapshot())
