@@ -25,7 +25,7 @@ from torpor.actors import (
     slot_board,
     turn_context,
 )
-from torpor.storage import blobs, records, snapshot, store, workspace_files
+from torpor.storage import blobs, digests, records, snapshot, store, workspace_files
 
 log = logging.getLogger(__name__)
 
@@ -249,6 +249,10 @@ class Residence:
     # --- everything else --------------------------------------------------------------------------
 
     async def _place_file(self, work: protocol.PlaceFile) -> protocol.Placed:
+        body_digest = f"{work.digest}/{work.mode:o}/{digests.of(work.path.encode())}"
+        known = self._owned.remembered(work.request_id, body_digest)
+        if known is not None:
+            return protocol.Placed(version=known.version)
         self._move(lifecycle.Signal.BEGAN)
         try:
             taken = await self._thread.call(self._placed(work))
@@ -257,7 +261,13 @@ class Residence:
             raise
         written = {"path": work.path, "size_bytes": work.size_bytes, "digest": work.digest}
         draft = turn_context.Draft(type=messages.WORKSPACE_WRITTEN, data=written)
-        committed = await self._commit(ownership.Change(drafts=(draft,), manifest=taken.manifest))
+        change = ownership.Change(
+            drafts=(draft,),
+            manifest=taken.manifest,
+            request_id=work.request_id,
+            body_digest=body_digest,
+        )
+        committed = await self._commit(change)
         self._snapshotter.adopt(taken.tree)
         return protocol.Placed(version=committed.version)
 
