@@ -31,7 +31,8 @@ class LoadMeter:
         """Measure the machine when `root_pid` is None, else that process and all below it."""
         self._cpus = max(cpus, 0.1)
         self._root_pid = root_pid
-        self._pids: list[int] = []
+        self._seen: set[int] = set()
+        self._pids: set[int] = set()
         self._scanned_s = float("-inf")
         self._spent: dict[int, float] = {}
         self._at_s = time.monotonic()
@@ -58,7 +59,10 @@ class LoadMeter:
             used, self._spent_machine_s = spent_s - self._spent_machine_s, spent_s
             return used
         if now_s - self._scanned_s >= RESCAN_S:
-            self._pids = _family(self._root_pid)
+            # A process counts from the second scan on that finds it: starting one costs as much as
+            # hundreds of turns, is over at once, and would hide what the node's sessions really use.
+            seen = _family(self._root_pid)
+            self._pids, self._seen = seen & self._seen, seen
             self._scanned_s = now_s
         spent = {
             pid: seconds
@@ -95,9 +99,9 @@ def _machine_cpu_s() -> float:
     return float(times.user + times.nice + times.system)
 
 
-def _family(root_pid: int) -> list[int]:
+def _family(root_pid: int) -> set[int]:
     try:
         root = psutil.Process(root_pid)
-        return [root_pid, *(child.pid for child in root.children(recursive=True))]
+        return {root_pid, *(child.pid for child in root.children(recursive=True))}
     except psutil.Error:
-        return []
+        return set()
