@@ -38,9 +38,10 @@ class Upload(Protocol):
     def put_file(self, source: pathlib.Path) -> tuple[str, int]:
         """Copy a file's present content in constant memory; returns its digest and size in bytes.
 
-        What is hashed is what was copied, also if the file changes meanwhile. Links are not followed.
+        What is hashed is what was copied, also if the file changes meanwhile. Follows no link.
 
         Raises:
+            OSError: the source cannot be read.
             StorageFull, StorageUnavailable
         """
         ...

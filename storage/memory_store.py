@@ -43,10 +43,16 @@ class MemoryWakeIndex:
         self._hints.setdefault(key)
 
     async def clear(self, key: records.SessionKey) -> None:
-        """Remove the hint unless there is something to wake for."""
+        """Remove the hint unless the session has something to wake for."""
         items = await self._sessions.inbox(key)
         if not items or (await self._sessions.head(key)).status == records.Status.PAUSED:
             self._hints.pop(key, None)
+
+    async def postpone(self, key: records.SessionKey) -> None:
+        """Move an existing hint to the end of its shard."""
+        if key in self._hints:
+            del self._hints[key]
+            self._hints[key] = None
 
     async def hinted(self, shard: int, *, limit: int) -> list[records.SessionKey]:
         """Return up to `limit` hinted sessions of a shard, oldest first."""

@@ -1,40 +1,53 @@
 """The wake index in Redis: one sorted set a shard."""
 
 from torpor import clock
-from torpor.storage import keys, records, redis_wire
+from torpor.storage import keys, records, redis_wire, scripts
 
 
 class RedisWakeIndex:
-    """`torpor.storage.store.WakeIndex` on Redis."""
+    """`torpor.storage.store.WakeIndex` on Redis. A hint's score is about when it was written, in ms."""
 
     def __init__(self, wire: redis_wire.Wire, time: clock.Clock) -> None:
         self._wire = wire
         self._time = time
 
     async def ensure(self, key: records.SessionKey) -> None:
-        """Write the hint unless it is there."""
-        index = keys.wake(keys.wake_shard(key))
-        await self._wire.write(("ZADD", index, "NX", self._time.now_ms(), str(key)))
+        """Write the hint; one that is there keeps its place, but for 1 ms."""
+        index = _index(key)
+        await self._wire.write(
+            ("ZADD", index, "NX", self._time.now_ms(), str(key)),
+            # Whoever is about to remove the hint sees that it was written once more.
+            ("ZINCRBY", index, 1, str(key)),
+        )
 
     async def clear(self, key: records.SessionKey) -> None:
-        """Remove the hint, then look: if the inbox holds something to wake for, put it back.
+        """Remove the hint unless the session has something to wake for.
 
-        It also looks before, so that a sweeper that dies in between takes no hint along that
-        somebody needs: what arrives after the first look brings its own hint.
+        A writer hints after it has written, too: either the look at the session sees what was
+        written, or the hint's score is no longer what it was before the look.
         """
-        if await self._waits(key):
-            return
-        await self._wire.write(("ZREM", keys.wake(keys.wake_shard(key)), str(key)))
-        if await self._waits(key):
-            await self.ensure(key)
+        score, length, (deleted, status) = await self._wire.read(
+            ("ZSCORE", _index(key), str(key)),
+            ("LLEN", keys.inbox(key)),
+            ("HMGET", keys.head(key), "d", "t"),
+        )
+        asleep = deleted is not None or status == records.Status.PAUSED.value.encode()
+        if score is not None and (asleep or not length):
+            await scripts.script("unhint").run(self._wire, (_index(key),), (str(key), score))
+
+    async def postpone(self, key: records.SessionKey) -> None:
+        """Move an existing hint to the end of its shard."""
+        (last,) = await self._wire.read(("ZRANGE", _index(key), -1, -1, "WITHSCORES"))
+        if last:
+            # The clocks of gateways differ: the end is behind every hint that any of them wrote.
+            score = max(self._time.now_ms(), int(last[1]) + 1)
+            await self._wire.write(("ZADD", _index(key), "XX", score, str(key)))
 
     async def hinted(self, shard: int, *, limit: int) -> list[records.SessionKey]:
         """Return up to `limit` hinted sessions of a shard, oldest first."""
         (names,) = await self._wire.read(("ZRANGE", keys.wake(shard), 0, limit - 1))
         return [records.SessionKey(*name.decode().split("/", 1)) for name in names]
 
-    async def _waits(self, key: records.SessionKey) -> bool:
-        length, (deleted, status) = await self._wire.read(
-            ("LLEN", keys.inbox(key)), ("HMGET", keys.head(key), "d", "t")
-        )
-        return bool(length) and deleted is None and status != records.Status.PAUSED.value.encode()
+
+def _index(key: records.SessionKey) -> str:
+    return keys.wake(keys.wake_shard(key))

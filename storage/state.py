@@ -60,7 +60,9 @@ def load(data: bytes | memoryview) -> Agent:
             f"the state refers to code that is not there: {_words(error)}"
         ) from error
     except Exception as error:
-        raise errors.CheckpointIncompatible(f"the state cannot be restored: {_words(error)}") from error
+        raise errors.CheckpointIncompatible(
+            f"the state cannot be restored: {_words(error)}"
+        ) from error
     return instance
 
 

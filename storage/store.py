@@ -1,11 +1,12 @@
 """The store as a protocol: what Redis must do for torpor, and nothing about how.
 
-Two implementations pass the same conformance suite (`torpor.testing.conformance`): Redis, and one in
-memory for unit tests. Every write here is durable at the deployment's level when the call returns.
+Two implementations pass the same conformance suite (`torpor.testing.conformance`): Redis, and one
+in memory for unit tests. Every write here is durable at the deployment's level when the call
+returns.
 
 All methods may raise `StoreUnavailable` (nothing is known to have happened, reads and idempotent
-writes may be repeated) and, for writes, `StoreReadOnly` (definitely nothing happened). `commit` raises
-`OutcomeUnknown` instead of `StoreUnavailable` once the script may have been sent.
+writes may be repeated) and, for writes, `StoreReadOnly` (definitely nothing happened). `commit`
+raises `OutcomeUnknown` instead of `StoreUnavailable` once the script may have been sent.
 """
 
 from collections.abc import AsyncIterator, Sequence
@@ -37,12 +38,14 @@ class Sessions(Protocol):
         """
         ...
 
-    async def page(
-        self, tenant: str, *, after: str, limit: int
-    ) -> tuple[list[records.Head], str]:
+    async def page(self, tenant: str, *, after: str, limit: int) -> tuple[list[records.Head], str]:
         """Return up to `limit` heads of a tenant in order of creation, and the next `after`.
 
-        `after` is opaque, empty for the first page; the returned one is empty at the end.
+        `after` is opaque, empty for the first page; the returned one is empty at the end, and only
+        there: a page may be short, or empty, and others follow.
+
+        Raises:
+            InvalidField: `after` was not returned by this method.
         """
         ...
 
@@ -66,6 +69,7 @@ class Sessions(Protocol):
             VersionConflict: the version differs.
             SessionDeleted, SessionNotFound
             DedupFull: `DEDUP_HOT_MAX` would be passed.
+            ResourceExhausted: there are more than `TURN_EVENTS_MAX` events.
             OutcomeUnknown: the answer was lost; acquire again, then compare `head.commit_id`.
         """
         ...
@@ -80,7 +84,13 @@ class Sessions(Protocol):
         ...
 
     async def vacate(self, key: records.SessionKey, *, epoch: int, incarnation: str) -> bool:
-        """Clear the owner on behalf of a process that is proven dead; False if it is not the owner."""
+        """Clear an owner whose process is proven dead or whose node's lease is gone.
+
+        False, and nothing changed, if it is not the owner.
+
+        Raises:
+            SessionDeleted, SessionNotFound
+        """
         ...
 
     async def seal(self, seal: records.Seal) -> None:
@@ -100,6 +110,7 @@ class Sessions(Protocol):
 
         Raises:
             InboxFull: `INBOX_MAX` items wait.
+            DedupFull: `DEDUP_HOT_MAX` requests are remembered beside the hot tail.
             RequestIdReused: the id is known with another body digest.
             SessionDeleted, SessionNotFound
         """
@@ -114,15 +125,19 @@ class Sessions(Protocol):
         ...
 
     async def delete(self, key: records.SessionKey) -> None:
-        """Leave a tombstone with a higher epoch, so that no owner can write again. Idempotent."""
+        """Leave a tombstone with a higher epoch, so that no owner can write again. Idempotent.
+
+        Raises:
+            SessionNotFound: it never existed.
+        """
         ...
 
 
 class WakeIndex(Protocol):
     """Hints that a session has something to wake for. Late or needless, never lost.
 
-    Writers hint, append, hint again if the hint was swept meanwhile (`ensure`), and only then
-    acknowledge; sweepers remove a hint, look at the inbox, and put it back if it holds something.
+    Writers hint (`ensure`), append, hint again, and only then acknowledge: a writer that dies
+    leaves a hint, and an overlapping `clear` either sees what was appended or leaves the hint.
     """
 
     async def ensure(self, key: records.SessionKey) -> None:
@@ -130,13 +145,20 @@ class WakeIndex(Protocol):
         ...
 
     async def clear(self, key: records.SessionKey) -> None:
-        """Remove the hint, then look: if the inbox of a session that is not paused or deleted holds
-        something, put it back.
+        """Remove the hint unless the inbox of a session that is not paused or deleted holds
+        something, or the hint was written again since that was looked at.
+        """
+        ...
+
+    async def postpone(self, key: records.SessionKey) -> None:
+        """Move an existing hint to the end of its shard; without a hint nothing happens.
+
+        So sessions that cannot be woken now do not keep others waiting.
         """
         ...
 
     async def hinted(self, shard: int, *, limit: int) -> list[records.SessionKey]:
-        """Return up to `limit` hinted sessions of a shard (0 ≤ shard < `WAKE_SHARDS`), oldest first."""
+        """Return up to `limit` hinted sessions of a shard below `WAKE_SHARDS`, oldest first."""
         ...
 
 
@@ -208,9 +230,10 @@ class Catalog(Protocol):
         ...
 
     async def register(self, tenant: str, version: records.AgentVersion) -> records.AgentVersion:
-        """Add a version, numbered after the newest one; the newest one itself if the digest is equal.
+        """Add a version, numbered after the newest one, unless that has the same digest.
 
-        The number in `version.version` is ignored. Atomic: two registrations get two numbers.
+        Returns the version that is the newest then. The number in `version.version` is ignored.
+        Atomic: two registrations get two numbers.
         """
         ...
 
@@ -235,10 +258,11 @@ class Feed(Protocol):
         ...
 
     def subscribe(self, key: records.SessionKey) -> AsyncIterator[bytes]:
-        """Yield `b"c"` after each commit (some may be folded or lost: poll too) and `b"d" + delta`.
+        """Yield `b"c"` at the start and after each commit, and `b"d" + delta`.
 
-        Subscribed by the time the first `__anext__` is awaited once; closing the iterator
-        (`aclose`) unsubscribes.
+        The first comes when the subscription is confirmed: what is committed later is nudged, but
+        some nudges may be folded or lost, so poll too. Closing the iterator (`aclose`)
+        unsubscribes.
         """
         ...
 

@@ -46,25 +46,6 @@ async def test_silent_server_is_given_up(own_store_server: valkey.Server) -> Non
     await wire.close()
 
 
-async def test_hint_that_was_needed_is_put_back(
-    store: redis_store.RedisStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """What arrives between a sweeper's look and its removal of the hint is seen afterwards."""
-    key = store_samples.key()
-    looks = iter([False, True])
-
-    async def waits(_: records.SessionKey) -> bool:
-        return next(looks)
-
-    monkeypatch.setattr(store.wake, "_waits", waits)
-    await store.wake.ensure(key)
-    await store.wake.clear(key)
-    assert key in await store.wake.hinted(keys.wake_shard(key), limit=1_000)
-    monkeypatch.undo()
-    await store.wake.clear(key)
-    assert key not in await store.wake.hinted(keys.wake_shard(key), limit=1_000)
-
-
 async def test_head_of_a_sleeping_session_is_small(store: redis_store.RedisStore) -> None:
     """The head stays in the compact form of a hash, and below 600 bytes."""
     head = await store_samples.owned(store)

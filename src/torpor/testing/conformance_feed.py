@@ -5,7 +5,7 @@ import asyncio
 from collections.abc import AsyncIterator
 
 from torpor import limits
-from torpor.storage import records, store
+from torpor.storage import keys, records, store
 from torpor.testing import store_samples
 
 #: Far beyond what a nudge takes, so that a lost one fails the test instead of hanging it.
@@ -32,6 +32,25 @@ class WakeAndFeed:
         await store.sessions.commit(store_samples.commit(head, consumed=("r-1",)))
         await store.wake.clear(head.key)
         assert await _hints(store, head.key) == 0
+
+    async def test_postponed_hint_goes_to_the_end(self, store: store.Store) -> None:
+        """Sessions of one shard are swept oldest first, a postponed one after all others."""
+        first, second, third = store_samples.keys_of_one_shard(3)
+        for key in (first, second, third):
+            await store.wake.ensure(key)
+        for postponed, order in ((first, [second, third, first]), (third, [second, first, third])):
+            await store.wake.postpone(postponed)
+            assert await _order(store, first, second, third) == order
+        for key in (first, second, third):
+            await store.wake.clear(key)
+
+    async def test_postponing_makes_no_hint(self, store: store.Store) -> None:
+        """Without a hint there is nothing to postpone."""
+        there, absent = store_samples.keys_of_one_shard(2)
+        await store.wake.ensure(there)
+        await store.wake.postpone(absent)
+        assert await _hints(store, absent) == 0
+        await store.wake.clear(there)
 
     async def test_paused_and_deleted_sessions_need_no_hint(self, store: store.Store) -> None:
         """Messages of a paused session wait without a hint, those of a deleted one are gone."""
@@ -90,6 +109,11 @@ async def _next(watcher: AsyncIterator[bytes]) -> bytes:
 async def _close(watcher: AsyncIterator[bytes]) -> None:
     # The protocol promises an iterator; that it can be closed is part of its docstring.
     await watcher.aclose()  # type: ignore[attr-defined]
+
+
+async def _order(store: store.Store, *wanted: records.SessionKey) -> list[records.SessionKey]:
+    hints = await store.wake.hinted(keys.wake_shard(wanted[0]), limit=limits.WAKE_SWEEP_MAX)
+    return [key for key in hints if key in wanted]
 
 
 async def _hints(store: store.Store, key: records.SessionKey) -> int:

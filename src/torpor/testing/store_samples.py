@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from torpor import definition, ids, messages
-from torpor.storage import records, store
+from torpor import definition, ids, limits, messages
+from torpor.storage import keys, records, store
 
 AT_MS = 1_700_000_000_000
 OWNER = records.Owner(node="node-1", incarnation="inc-1", actor="actor-1")
@@ -12,6 +12,16 @@ OWNER = records.Owner(node="node-1", incarnation="inc-1", actor="actor-1")
 def key(session: str = "") -> records.SessionKey:
     """Return a session of a tenant that no other test uses."""
     return records.SessionKey(ids.random_id("tenant"), session or "chat")
+
+
+def keys_of_one_shard(count: int) -> list[records.SessionKey]:
+    """Return sessions of one new tenant, in order of name, whose hints lie in one shard."""
+    tenant = ids.random_id("tenant")
+    shards: dict[int, list[records.SessionKey]] = {}
+    for number in range(count * limits.WAKE_SHARDS):
+        made = records.SessionKey(tenant, f"chat-{number:03}")
+        shards.setdefault(keys.wake_shard(made), []).append(made)
+    return max(shards.values(), key=len)[:count]
 
 
 def new(
