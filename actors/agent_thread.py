@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from torpor import definition, errors, messages
+from torpor import definition, errors, limits, messages
 from torpor.actors import turn_context
 from torpor.storage import snapshot, state
 
@@ -122,10 +122,15 @@ async def _handle(
 ) -> messages.Reply:
     answer: Awaitable[object] | object = current.on_message(ctx, message)
     value = await answer if isinstance(answer, Awaitable) else answer
-    if isinstance(value, messages.Reply):
-        return messages.Reply(text=value.text, data=turn_context.plain(value.data, "reply.data"))
     if isinstance(value, str):
-        return messages.Reply(text=value)
+        value = messages.Reply(text=value)
+    if isinstance(value, messages.Reply):
+        if len(value.text.encode(errors="replace")) > limits.EVENT_BYTES_MAX:
+            raise errors.TurnFailed(
+                f"the reply is longer than {limits.EVENT_BYTES_MAX} bytes; write a file instead"
+            )
+        data, _ = turn_context.plain(value.data, "reply.data")
+        return messages.Reply(text=value.text, data=data)
     if value is None:
         return messages.Reply()
     raise errors.TurnFailed(

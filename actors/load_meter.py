@@ -59,8 +59,8 @@ class LoadMeter:
             used, self._spent_machine_s = spent_s - self._spent_machine_s, spent_s
             return used
         if now_s - self._scanned_s >= RESCAN_S:
-            # A process counts from the second scan on that finds it: starting one costs as much as
-            # hundreds of turns, is over at once, and would hide what the node's sessions really use.
+            # A process counts from the second scan that finds it: starting one costs as much as
+            # hundreds of turns, is over at once, and would hide what sessions really use.
             seen = _family(self._root_pid)
             self._pids, self._seen = seen & self._seen, seen
             self._scanned_s = now_s

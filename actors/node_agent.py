@@ -17,6 +17,7 @@ from torpor import clock, deployment, errors, ids
 from torpor.actors import (
     eviction,
     lease,
+    lifecycle,
     load_meter,
     protocol,
     slots,
@@ -31,6 +32,8 @@ BEAT_S = 1.0
 WAITING_MAX = 32
 #: Ray's own calls in flight: activations that wait, and everything quick.
 CONCURRENCY_MAX = 256
+#: A process whose session has ended goes by itself within this, or is killed.
+ENDED_GRACE_S = 5.0
 #: An owner that answers a ping within this lives.
 PING_TIMEOUT_S = 2.0
 #: Importing an agent with pandas takes some seconds on a slow machine.
@@ -184,6 +187,8 @@ class NodeAgent:
                 self._reading = self._meter.read(pids)
                 self._beat += 1
                 await self._store.nodes.publish_load(self._load(self._reading))
+                for slot in self._overdue():
+                    self._spawn(slot.kill())
                 for candidate in self._leaving(self._reading):
                     self._spawn(self._evict(self._by_name(candidate.slot), even_if_busy=False))
             except errors.TorporError as error:
@@ -220,6 +225,16 @@ class NodeAgent:
             memory_low=self._place.memory_low,
             memory_bytes=psutil.virtual_memory().total,
         )
+
+    def _overdue(self) -> list[slots.Slot]:
+        """Return the slots whose session has ended and whose process has not: it hangs."""
+        return [
+            slot
+            for slot in self._slots.values()
+            if (activity := slot.activity()) is not None
+            and activity.phase is lifecycle.Phase.ENDED
+            and activity.quiet_s > ENDED_GRACE_S
+        ]
 
     def _by_name(self, name: str) -> slots.Slot:
         return next(slot for slot in self._slots.values() if slot.folder.name == name)
@@ -294,7 +309,12 @@ class NodeAgent:
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._finished)
+
+    def _finished(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("task failed", exc_info=error, extra={"action": "task_failed"})
 
 
 async def _answers(slot: slots.Slot) -> bool:

@@ -67,7 +67,7 @@ class Capture(io.TextIOBase):
         self._log = log
         self._lock = lock
         self._kept: list[str] = []
-        self._room = limits.OUTPUT_BYTES_MAX
+        self._room = limits.OUTPUT_CHARS_MAX
         self._dropped = 0
 
     def writable(self) -> bool:
@@ -98,7 +98,7 @@ class Capture(io.TextIOBase):
         """Return what was printed since the last call, and begin anew."""
         with self._lock:
             printed = Printed(text="".join(self._kept), dropped=self._dropped)
-            self._kept, self._room, self._dropped = [], limits.OUTPUT_BYTES_MAX, 0
+            self._kept, self._room, self._dropped = [], limits.OUTPUT_CHARS_MAX, 0
         return printed
 
 

@@ -59,6 +59,8 @@ class Ownership:
         self._agent = agent
         self._claim: records.Acquire
         self._state_payload: bytes | None = None
+        #: Whether the session had to be claimed a second time to learn what became of a commit.
+        self.reclaimed = False
         self.head: records.Head
         #: What is remembered of requests: beside the hot tail, and of the last hour in cold
         #: segments.
@@ -277,7 +279,7 @@ class Ownership:
                 await self._clock.sleep(RESOLVE_PAUSE_S * (0.5 + random.random()))  # noqa: S311
                 continue
             landed = acquired.head.commit_id == commit.commit_id
-            self.head = acquired.head
+            self.head, self.reclaimed = acquired.head, True
             if landed:
                 return records.Committed(
                     version=acquired.head.version, next_seq=acquired.head.next_seq, duplicate=True

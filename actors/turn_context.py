@@ -63,6 +63,7 @@ class TurnContext:
         self.history = history
         self.emitted: list[Draft] = []
         self._stream = stream
+        self._room_bytes = limits.TURN_BYTES_MAX
 
     async def emit(self, type: str, data: dict[str, Any]) -> None:  # noqa: A002
         """Add an event of the agent's own, committed with the turn.
@@ -70,7 +71,8 @@ class TurnContext:
         Raises:
             InvalidField: the type is not dotted lower case, uses a reserved prefix, or the data is
                 not JSON-like.
-            ResourceExhausted: the turn has `TURN_EVENTS_MAX` events already.
+            ResourceExhausted: the turn would have more than `TURN_EVENTS_MAX` events, or their data
+                more than `TURN_BYTES_MAX`.
         """
         if not _TYPE.fullmatch(type) or type.startswith(messages.RESERVED_PREFIXES):
             raise errors.InvalidField(
@@ -78,19 +80,25 @@ class TurnContext:
                 f"{', '.join(messages.RESERVED_PREFIXES)}",
                 field="type",
             )
-        if len(self.emitted) >= limits.TURN_EVENTS_MAX:
+        copy, size_bytes = plain(data, "data")
+        self._room_bytes -= size_bytes
+        if len(self.emitted) >= limits.TURN_EVENTS_MAX or self._room_bytes < 0:
             raise errors.ResourceExhausted(
-                f"a turn holds at most {limits.TURN_EVENTS_MAX} events", session=self.session
+                f"a turn holds at most {limits.TURN_EVENTS_MAX} events, and "
+                f"{limits.TURN_BYTES_MAX} bytes of their data",
+                session=self.session,
             )
-        self.emitted.append(Draft(type=type, data=plain(data, "data")))
+        self.emitted.append(Draft(type=type, data=copy))
 
     def stream(self, text: str) -> None:
         """Send a provisional piece of the reply to whoever watches; it is not stored."""
         self._stream(text)
 
 
-def plain(data: dict[str, Any], field: str) -> dict[str, Any]:
-    """Return a copy of `data` that holds nothing but JSON's types, so that it outlives its classes.
+def plain(data: dict[str, Any], field: str) -> tuple[dict[str, Any], int]:
+    """Return a copy of `data` that holds nothing but JSON's types, and its encoded size in bytes.
+
+    A copy, so that what is committed outlives the agent's classes and later changes.
 
     Raises:
         InvalidField: it holds something else, or encodes to more than `EVENT_BYTES_MAX`.
@@ -104,4 +112,4 @@ def plain(data: dict[str, Any], field: str) -> dict[str, Any]:
         raise errors.InvalidField(
             f"{field} is {len(encoded)} bytes, more than {limits.EVENT_BYTES_MAX}", field=field
         )
-    return copy
+    return copy, len(encoded)

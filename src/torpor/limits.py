@@ -8,6 +8,8 @@ What an operator may want to change lives in `torpor.config`; what is here follo
 MESSAGE_BYTES_MAX = 1 << 20
 #: One event's encoded size: a message plus what the agent adds to it.
 EVENT_BYTES_MAX = 4 << 20
+#: All events of one turn together: what one script call may bring without stalling the store.
+TURN_BYTES_MAX = 16 << 20
 #: Events of one turn: a script call of this size still takes well under 100 ms.
 TURN_EVENTS_MAX = 1_000
 #: gRPC frames: the largest event page or file chunk, with room for its envelope.
@@ -46,8 +48,8 @@ DEDUP_MAX = 16_384
 #: How long an outcome is remembered after it was resolved.
 DEDUP_KEEP_MS = 3_600_000
 
-#: What session code prints in one turn and is kept in the history; the log file has more.
-OUTPUT_BYTES_MAX = 64 << 10
+#: Characters that session code prints in one turn and the history keeps; the log file has more.
+OUTPUT_CHARS_MAX = 64 << 10
 #: One log file of a session; there are two, the older is dropped.
 LOG_FILE_BYTES_MAX = 4 << 20
 
