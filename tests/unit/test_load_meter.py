@@ -67,6 +67,22 @@ def _settle(meter: load_meter.LoadMeter, clock: list[float]) -> None:
     meter.read()
 
 
+def get_to_know(meter: load_meter.LoadMeter, clock: list[float]) -> None:
+    """Let the meter find the processes twice, from when on they count."""
+    meter.read()
+    clock[0] += load_meter.RESCAN_S
+    meter.read()
+
+
+def test_process_counts_once_it_has_started(worker: Worker, clock: list[float]) -> None:
+    """What a process uses while it starts is no load: it is over before anything is placed."""
+    meter = load_meter.LoadMeter(cpus=1.0, root_pid=worker.pid)
+    meter.read()
+    worker.burn(0.3)
+    clock[0] += 1.0
+    assert meter.read().cpu == 0.0
+
+
 def test_cpu_of_a_process_and_its_children(worker: Worker, clock: list[float]) -> None:
     """What a child burns shows as a share of the node's CPUs."""
     meter = load_meter.LoadMeter(cpus=2.0, root_pid=os.getpid())
