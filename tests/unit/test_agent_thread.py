@@ -1,0 +1,205 @@
+"""The thread that agent code runs on."""
+
+import asyncio
+import pathlib
+import threading
+import time
+from typing import Any
+
+import pytest
+
+import torpor
+from torpor import errors, messages
+from torpor.actors import agent_thread, turn_context
+from torpor.storage import local_blobs, records, snapshot, state
+
+
+class Obedient(torpor.Agent):
+    """Does what the first word of a message says."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+        self.woken = 0
+
+    async def on_wake(self) -> None:
+        """Note it, and the thread."""
+        self.woken += 1
+        self.thread = threading.current_thread().name
+
+    async def on_evict(self) -> None:
+        """Fail: nothing may depend on it."""
+        raise RuntimeError("cannot say goodbye")
+
+    async def on_message(self, ctx: torpor.Context, message: torpor.Message) -> Any:
+        """Do it."""
+        self.said.append(message.text)
+        match message.text:
+            case "raise":
+                raise KeyError("missing")
+            case "refuse":
+                raise errors.InvalidField("not like that", field="x")
+            case "wait":
+                await asyncio.sleep(3600)
+            case "stubborn":
+                await _stubborn()
+            case "block":
+                time.sleep(1.0)  # noqa: ASYNC251 - what badly written agents do
+            case "lock":
+                self.lock = threading.Lock()
+            case "cancel":
+                raise asyncio.CancelledError
+            case "number":
+                return 7
+            case "nothing":
+                return None
+            case "reply" | "odd reply":
+                odd = message.text == "odd reply"
+                return torpor.Reply(text="both", data={"n": object() if odd else (1, 2)})
+            case "file":
+                (ctx.workspace / "f").write_text("content")
+        return f"{len(self.said)} {threading.current_thread().name}"
+
+
+async def _stubborn() -> None:
+    until_s = time.monotonic() + 2.0
+    while time.monotonic() < until_s:
+        try:
+            await asyncio.sleep(2.0)
+        except asyncio.CancelledError:
+            continue
+
+
+class Stage:
+    """An agent on its thread, with a workspace."""
+
+    def __init__(self, folder: pathlib.Path) -> None:
+        self.workspace = folder / "workspace"
+        self.workspace.mkdir()
+        self.thread = agent_thread.AgentThread()
+        self._snapshotter = snapshot.Snapshotter(
+            self.workspace, local_blobs.LocalBlobStore(folder), "acme", 1 << 20
+        )
+
+    async def run(
+        self, text: str, timeout_s: float = 30.0
+    ) -> agent_thread.TurnResult | agent_thread.TurnFailure:
+        """Run one turn."""
+        ctx = turn_context.TurnContext(
+            key=records.SessionKey("acme", "chat"),
+            turn=1,
+            workspace=self.workspace,
+            history=None,
+            stream=lambda _: None,
+        )
+        return await self.thread.run_turn(
+            ctx, messages.Message(text=text), self._snapshotter, timeout_s=timeout_s
+        )
+
+
+@pytest.fixture
+async def stage(tmp_path: pathlib.Path) -> Stage:
+    """An `Obedient` that is awake."""
+    made = Stage(tmp_path)
+    await made.thread.wake(Obedient)
+    return made
+
+
+async def test_turn_ends_as_reply_state_and_files(stage: Stage) -> None:
+    """A turn leaves its reply, the pickled agent and a snapshot, all of the same moment."""
+    result = await stage.run("file")
+    assert isinstance(result, agent_thread.TurnResult)
+    assert result.reply == torpor.Reply(text="1 agent")
+    loaded = state.load(result.state)
+    assert isinstance(loaded, Obedient)
+    assert (loaded.said, loaded.woken, loaded.thread) == (["file"], 1, "agent")
+    assert result.snapshot.entries == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "reply"),
+    [
+        ("nothing", torpor.Reply()),
+        ("reply", torpor.Reply(text="both", data={"n": [1, 2]})),
+    ],
+)
+async def test_replies_of_all_kinds(stage: Stage, text: str, reply: torpor.Reply) -> None:
+    """Nothing is an empty reply; data comes out as JSON would have it."""
+    result = await stage.run(text)
+    assert isinstance(result, agent_thread.TurnResult)
+    assert result.reply == reply
+
+
+@pytest.mark.parametrize(
+    ("text", "reason", "words"),
+    [
+        ("raise", errors.TurnFailed, "KeyError: 'missing'"),
+        ("refuse", errors.InvalidField, "not like that"),
+        ("cancel", errors.TurnFailed, "CancelledError"),
+        ("number", errors.TurnFailed, "returned int"),
+        ("odd reply", errors.InvalidField, "reply.data"),
+        ("lock", errors.StateNotPicklable, "self.lock"),
+    ],
+)
+async def test_failures(
+    stage: Stage, text: str, reason: type[errors.TorporError], words: str
+) -> None:
+    """Each failure of the agent is a result with its reason, its words and a bounded traceback."""
+    failure = await stage.run(text)
+    assert isinstance(failure, agent_thread.TurnFailure)
+    assert failure.reason == reason.reason
+    assert words in failure.message
+    assert len(failure.traceback.splitlines()) <= agent_thread.TRACEBACK_LINES_MAX
+
+
+async def test_time_over_while_awaiting(stage: Stage) -> None:
+    """A turn that awaits is cancelled at its limit, and the thread goes on."""
+    failure = await stage.run("wait", timeout_s=0.05)
+    assert isinstance(failure, agent_thread.TurnFailure)
+    assert failure.reason == errors.TurnTimedOut.reason
+    assert isinstance(await stage.run("file"), agent_thread.TurnResult)
+
+
+@pytest.mark.parametrize("text", ["stubborn", "block"])
+async def test_time_over_and_no_end(
+    stage: Stage, text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A turn that neither ends nor hears of its end gives the thread up; this loop stays free."""
+    monkeypatch.setattr(agent_thread, "CANCEL_GRACE_S", 0.1)
+    turn = asyncio.create_task(stage.run(text, timeout_s=0.05))
+    beats = 0
+    while not turn.done():
+        await asyncio.sleep(0.01)
+        beats += 1
+    assert beats > 3
+    with pytest.raises(errors.TurnTimedOut):
+        await turn
+
+
+async def test_full_storage_is_not_the_agents_fault(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What keeps a turn's files from being stored is raised, not made into the turn's failure."""
+
+    def full() -> snapshot.Snapshot:
+        raise errors.StorageFull
+
+    monkeypatch.setattr(stage._snapshotter, "snapshot", full)
+    with pytest.raises(errors.StorageFull):
+        await stage.run("file")
+
+
+async def test_errors_of_goodbye_end_there(stage: Stage) -> None:
+    """An agent that fails in `on_evict`, and one that never woke, are let go without an error."""
+    await stage.thread.evict()
+    await agent_thread.AgentThread().evict()
+
+
+async def test_errors_of_waking_are_raised(tmp_path: pathlib.Path) -> None:
+    """An agent that cannot wake is the activation's failure."""
+
+    class Sleepyhead(torpor.Agent):
+        async def on_wake(self) -> None:
+            raise OSError("not yet")
+
+    with pytest.raises(OSError, match="not yet"):
+        await Stage(tmp_path).thread.wake(Sleepyhead)
