@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from collections.abc import Collection
 from typing import Any
 
 import msgspec
@@ -10,6 +11,7 @@ import ray
 from torpor import deployment, errors
 from torpor.actors import node_agent, protocol, ray_compat
 from torpor.router import gateway_actor
+from torpor.storage import redis_store
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +39,7 @@ class ControlPlane:
 
     def __init__(self, place: deployment.Deployment) -> None:
         self._place = place
+        self._store = redis_store.open(place)
         self.running: dict[str, Running] = {}
         # Wrapped once each: wrapping again would export the class to the cluster again.
         self._agent_class: Any = ray.remote(node_agent.NodeAgent)
@@ -65,6 +68,7 @@ class ControlPlane:
         for running in list(self.running.values()):
             if not await _alive(running):
                 del self.running[running.node]
+        await self._withdraw_dead(nodes)
 
     async def keep(self) -> None:
         """Reconcile until cancelled; what fails is tried again."""
@@ -88,6 +92,20 @@ class ControlPlane:
             ray.kill(each.agent_actor)
             ray.kill(each.gateway_actor)
         self.running.clear()
+        await self.close()
+
+    async def close(self) -> None:
+        """Close the connections to the store; what was started lives on."""
+        await self._store.close()
+
+    async def _withdraw_dead(self, nodes: Collection[str]) -> None:
+        """Take nodes off the list that Ray does not have any more and whose lease is over.
+
+        A node that comes back has another id, so the list would only ever grow.
+        """
+        for view in await self._store.nodes.views():
+            if not view.alive and view.record.node not in nodes:
+                await self._store.nodes.withdraw(view.record.node)
 
     def _hosts(self) -> list[dict[str, Any]]:
         alive = [node for node in ray.nodes() if node["Alive"]]

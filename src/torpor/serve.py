@@ -36,4 +36,5 @@ async def _serve(place: deployment.Deployment) -> None:
     keeping = asyncio.create_task(control.keep())
     await stop.wait()
     keeping.cancel()
+    await control.close()
     await asyncio.to_thread(ray.shutdown)
