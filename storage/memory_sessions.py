@@ -125,6 +125,8 @@ class MemorySessions:
     async def release(self, key: records.SessionKey, *, epoch: int, nonce: str) -> bool:
         """Give up ownership; False while the inbox holds something, unless paused."""
         session = self._owned(key, epoch, nonce)
+        if session.head.owner is None:
+            raise _refusal(errors.Fenced, key)
         if session.inbox and session.head.status != records.Status.PAUSED:
             return False
         session.change(nonce="", owner=None)

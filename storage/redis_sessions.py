@@ -82,7 +82,7 @@ class RedisSessions:
     async def acquire(self, claim: records.Acquire) -> records.Acquired:
         """Take ownership: epoch + 1 with the claim's nonce, if the head is as observed."""
         key, owner = claim.key, claim.owner
-        answer, head, state, hot, inbox, dedup = await scripts.script("acquire").run(
+        answer, state, hot, inbox, dedup, head = await scripts.script("acquire").run(
             self._wire,
             (keys.head(key),),
             (
@@ -93,18 +93,19 @@ class RedisSessions:
                 owner.incarnation,
                 owner.actor,
             ),
+            # They are not one transaction. The head comes last: if the claim still stands in it,
+            # nobody else wrote anything in between.
             then=(
-                ("HGETALL", keys.head(key)),
                 ("GET", keys.state(key)),
                 ("XRANGE", keys.hot(key), "-", "+"),
                 ("LRANGE", keys.inbox(key), 0, -1),
                 ("HGETALL", keys.dedup(key)),
+                ("HGETALL", keys.head(key)),
             ),
         )
         _raise(key, answer[0])
         taken = record_codec.head(key, head)
         if (taken.epoch, taken.nonce) != (claim.observed_epoch + 1, claim.nonce):
-            # Somebody else came between the claim and the reads, which are not one transaction.
             raise errors.Fenced(tenant=key.tenant, session=key.session)
         return records.Acquired(
             head=taken,
@@ -217,8 +218,9 @@ class RedisSessions:
             (keys.head(key), keys.hot(key), keys.inbox(key), keys.dedup(key), keys.state(key)),
             (keys.live(key),),
         )
-        await self._wire.write(("ZREM", keys.sessions(key.tenant), key.session))
+        # After a refusal the index is left alone: a `create` on its way has its entry there.
         _raise(key, answer[0])
+        await self._wire.write(("ZREM", keys.sessions(key.tenant), key.session))
 
 
 def _commit_arguments(commit: records.Commit) -> list[record_codec.Argument]:
@@ -281,7 +283,8 @@ def _position(token: str) -> tuple[bytes, bytes] | None:
         return None
     try:
         created_ms, _, session = base64.urlsafe_b64decode(token).partition(b" ")
-        float(created_ms)
-    except (binascii.Error, ValueError) as error:
-        raise errors.InvalidField("this is not a page token of torpor", field="after") from error
+    except (binascii.Error, ValueError):
+        created_ms = session = b""
+    if not created_ms.isdigit():
+        raise errors.InvalidField("this is not a page token of torpor", field="after")
     return session, created_ms

@@ -16,7 +16,8 @@ if head[1] then
   redis.call('HSET', KEYS[1], 'd', '1')
   return {'OK'}
 end
-redis.call('DEL', KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5])
+-- UNLINK: freeing a long history takes a while, and others wait.
+redis.call('UNLINK', KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5])
 redis.call('HSET', KEYS[1], 'd', '1', 'e', string.format('%.0f', tonumber(head[2]) + 1))
 redis.call('PUBLISH', ARGV[1], 'c')
 return {'OK'}

@@ -210,7 +210,7 @@ async def test_page_skips_entries_without_a_head(
 async def test_page_token_must_be_one(open_store: Open, store_server: valkey.Server) -> None:
     """Garbage for a page token is the caller's fault."""
     store = open_store(store_server.url)
-    for token in ("garbage", "Zm9v", "é"):
+    for token in ("garbage", "Zm9v", "é", "bmFuIGE=", "MV8wIGE="):
         with pytest.raises(errors.InvalidField):
             await store.sessions.page("tenant", after=token, limit=1)
 

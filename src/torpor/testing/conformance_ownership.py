@@ -113,6 +113,9 @@ class Ownership:
         assert (free.owner, free.nonce, free.epoch) == (None, "", head.epoch)
         with pytest.raises(errors.Fenced):
             await store.sessions.commit(store_samples.commit(head))
+        for nonce in (head.nonce, ""):
+            with pytest.raises(errors.Fenced):
+                await store.sessions.release(head.key, epoch=head.epoch, nonce=nonce)
         again = await store.sessions.acquire(store_samples.claim(free))
         assert again.head.epoch == head.epoch + 1
 

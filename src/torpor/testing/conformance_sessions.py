@@ -43,6 +43,14 @@ class Sessions:
         assert await store.sessions.inbox(key) == []
         assert await store.sessions.outcome(key, "r-1") is None
 
+    async def test_deleting_what_is_not_there_leaves_no_trace(self, store: store.Store) -> None:
+        """A session made after a delete that found none is listed as any other."""
+        key = store_samples.key()
+        with pytest.raises(errors.SessionNotFound):
+            await store.sessions.delete(key)
+        head = await store.sessions.create(store_samples.new(key))
+        assert await store.sessions.page(key.tenant, after="", limit=9) == ([head], "")
+
     async def test_tenants_never_meet(self, store: store.Store) -> None:
         """One session id in two tenants is two sessions."""
         mine, theirs = store_samples.key("same"), store_samples.key("same")

@@ -1,0 +1,70 @@
+"""What other clients do between the round trips of a call, or between its commands."""
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import pytest
+
+from torpor import errors
+from torpor.storage import keys, redis_sessions, redis_wire
+from torpor.testing import store_samples, valkey
+
+
+@pytest.fixture
+async def wire(store_server: valkey.Server) -> AsyncIterator[redis_wire.Wire]:
+    """Yield a wire to the run's server."""
+    wire = redis_wire.Wire(store_server.url)
+    yield wire
+    await wire.close()
+
+
+def _after_first_write(
+    wire: redis_wire.Wire, monkeypatch: pytest.MonkeyPatch, happens: Callable[[], Awaitable[Any]]
+) -> None:
+    """Let something happen once the next write was answered."""
+    write = wire.write
+
+    async def interrupted(*commands: redis_wire.Command, **how: Any) -> list[Any]:
+        replies = await write(*commands, **how)
+        monkeypatch.undo()
+        await happens()
+        return replies
+
+    monkeypatch.setattr(wire, "write", interrupted)
+
+
+async def test_delete_amid_a_create_leaves_it_listed(
+    wire: redis_wire.Wire, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A delete that finds nothing yet does not take the new session out of the index."""
+    sessions = redis_sessions.RedisSessions(wire)
+    key = store_samples.key()
+
+    async def delete() -> None:
+        with pytest.raises(errors.SessionNotFound):
+            await sessions.delete(key)
+
+    _after_first_write(wire, monkeypatch, delete)
+    head = await sessions.create(store_samples.new(key))
+    assert await sessions.page(key.tenant, after="", limit=9) == ([head], "")
+
+
+async def test_claim_overtaken_between_its_reads_is_fenced(
+    wire: redis_wire.Wire, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """State and head of different owners are never handed out as one."""
+    sessions = redis_sessions.RedisSessions(wire)
+    head = await sessions.create(store_samples.new(store_samples.key()))
+    write = wire.write
+
+    async def overtaken(*commands: redis_wire.Command, **how: Any) -> list[Any]:
+        # The claim alone, then another owner's, then what the first one reads.
+        replies = await write(commands[0], **how)
+        for command in commands[1:]:
+            replies += await wire.read(command)
+            await wire.read(("HSET", keys.head(head.key), "e", 2, "n", "other"))
+        return replies
+
+    monkeypatch.setattr(wire, "write", overtaken)
+    with pytest.raises(errors.Fenced):
+        await sessions.acquire(store_samples.claim(head))
