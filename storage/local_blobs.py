@@ -182,8 +182,8 @@ class LocalUpload:
             if self._known(path, size):
                 _remove(temporary)
             else:
-                self._make(path.parent)
                 self._pending[path] = temporary
+                self._make(path.parent)
         except OSError as error:
             if error is source_error:
                 raise
@@ -219,6 +219,10 @@ class LocalUpload:
             os.close(fd)
 
     def _make(self, folder: pathlib.Path) -> None:
+        there = folder
+        while not there.exists():
+            there = there.parent
+            self._touched.add(there)
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._durable.discard(folder)
         self._touch_folder(folder)

@@ -91,7 +91,9 @@ def test_nothing_can_be_seen_before_it_is_durable(
     assert [what for what, _ in done].count("link") == 40
     last = max(place for place, (what, _) in enumerate(done) if what == "link")
     folders = {os.fspath(path.parent) for path in (tmp_path / "storage").rglob("b3-*")}
-    above = {os.fspath(tmp_path / "storage" / path) for path in ("", "acme", "acme/blobs")}
+    # Also the folder that the storage itself was made in.
+    above = {os.fspath(tmp_path / path) for path in ("", "storage", "storage/acme")}
+    above.add(os.fspath(tmp_path / "storage/acme/blobs"))
     assert sorted(path for _, path in done[last + 1 :]) == sorted(folders | above)
 
 
