@@ -16,8 +16,6 @@ SCAN_EVENTS_MAX = 4 * limits.PAGE_EVENTS_MAX
 SEGMENTS_CACHED_MAX = 4
 #: A seal replaces the whole index; a slow reader may still be using the one before.
 _INDEXES_CACHED_MAX = 2
-#: How far before an answer its message may lie: a whole turn.
-_TURN_SEGMENTS_MAX = limits.TURN_EVENTS_MAX // limits.SEGMENT_EVENTS_MAX + 2
 
 _T = TypeVar("_T")
 
@@ -116,23 +114,15 @@ class History:
     async def recent_outcomes(self, since_ms: int) -> dict[str, records.Outcome]:
         """Return the cold outcomes since `since_ms`, the newest `DEDUP_MAX` of them."""
         hot = await self._sessions.hot(self._key, after=0, limit=1)
-        newest_first: list[messages.Event] = []
-        answered: set[str] = set()
-        asked: set[str] = set()
-        older = 0
+        outcomes: dict[str, records.Outcome] = {}
         for entry in reversed(await self._index(hot.cold_index)):
-            older += entry.last_at_ms < since_ms or len(answered) >= limits.DEDUP_MAX
-            # A message may lie in an older segment than its answer.
-            if older > _TURN_SEGMENTS_MAX or (older and answered <= asked):
+            if len(outcomes) >= limits.DEDUP_MAX:
                 break
-            requests = _request_parts(await self._segment(entry))
-            newest_first.extend(reversed(requests))
-            for event in requests:
-                ids = asked if event.type == messages.USER_MESSAGE else answered
-                ids.add(event.data["request_id"])
-        outcomes = segments.outcomes_of(reversed(newest_first))
-        recent = [item for item in outcomes.items() if item[1].at_ms >= since_ms]
-        return dict(recent[-limits.DEDUP_MAX :])
+            # Clocks of owners differ, so an old segment does not say that all before it are older.
+            if entry.last_at_ms >= since_ms:
+                older = segments.outcomes_of(await self._segment(entry))
+                outcomes = {rid: it for rid, it in older.items() if it.at_ms >= since_ms} | outcomes
+        return dict(list(outcomes.items())[-limits.DEDUP_MAX :])
 
     async def answer(self, outcome: records.Outcome) -> messages.Event:
         """Return the event that answers the request.
@@ -203,14 +193,3 @@ class History:
 
 def _clamp(limit: int) -> int:
     return max(1, min(limit, limits.PAGE_EVENTS_MAX))
-
-
-def _request_parts(events: Sequence[messages.Event]) -> list[messages.Event]:
-    """Return requests and answers without their words: an hour of words is too much to hold."""
-    return [
-        msgspec.structs.replace(
-            event, data={name: event.data.get(name, "") for name in ("request_id", "body_digest")}
-        )
-        for event in events
-        if event.type in segments.REQUEST_TYPES and event.data.get("request_id")
-    ]

@@ -17,7 +17,7 @@ from typing import Any
 import msgspec
 
 from torpor import errors, messages
-from torpor.storage import records
+from torpor.storage import digests, records
 
 Argument = str | bytes | int
 
@@ -28,8 +28,6 @@ _decode_outcome = msgspec.msgpack.Decoder(tuple[records.OutcomeState, int, int, 
 _decode_checkpoint = msgspec.msgpack.Decoder(tuple[int, int, int, bool]).decode
 _decode_usage = msgspec.msgpack.Decoder(tuple[int, int, int, int]).decode
 
-_DIGEST_PREFIX = "b3-"
-_DIGEST_CHARS = len(_DIGEST_PREFIX) + 64
 _STATUS = {status.value.encode(): status for status in records.Status}
 
 
@@ -40,14 +38,12 @@ def pairs(flat: Sequence[Any]) -> dict[Any, Any]:
 
 def digest(text: str) -> bytes:
     """Return `b3-` and 64 hex digits in half the bytes, any other text as it is."""
-    if len(text) == _DIGEST_CHARS and text.startswith(_DIGEST_PREFIX):
-        return b"\0" + bytes.fromhex(text[len(_DIGEST_PREFIX) :])
-    return text.encode()
+    return b"\0" + digests.to_bytes(text) if digests.is_one(text) else text.encode()
 
 
 def digest_of(value: bytes) -> str:
     """Return the digest of a field."""
-    return _DIGEST_PREFIX + value[1:].hex() if value[:1] == b"\0" else value.decode()
+    return digests.from_bytes(value[1:]) if value[:1] == b"\0" else value.decode()
 
 
 # --- head ----------------------------------------------------------------------------------------

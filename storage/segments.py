@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from torpor import errors, limits, messages
-from torpor.storage import blobs, records
+from torpor.storage import blobs, digests, records
 
 _SEGMENT_MAGIC = b"torpseg1"
 _INDEX_MAGIC = b"torpidx1"
@@ -36,8 +36,6 @@ _ANSWERS = {
     messages.AGENT_MESSAGE: records.OutcomeState.DONE,
     messages.AGENT_ERROR: records.OutcomeState.FAILED,
 }
-#: The events that outcomes are rebuilt from.
-REQUEST_TYPES = frozenset({messages.USER_MESSAGE, *_ANSWERS})
 
 
 class IndexEntry(msgspec.Struct, frozen=True, kw_only=True):
@@ -97,7 +95,7 @@ def encode_index(entries: Sequence[IndexEntry]) -> bytes:
             "start a new session"
         )
     rows = [
-        (entry.first_seq, entry.last_seq, entry.last_at_ms, bytes.fromhex(entry.digest[3:]))
+        (entry.first_seq, entry.last_seq, entry.last_at_ms, digests.to_bytes(entry.digest))
         for entry in entries
     ]
     return _INDEX_MAGIC + zlib.compress(msgspec.msgpack.encode(rows))
@@ -118,7 +116,7 @@ def decode_index(data: bytes) -> list[IndexEntry]:
     if not rows:
         raise errors.BlobCorrupt("a history index is empty")
     return [
-        IndexEntry(first_seq=first, last_seq=last, last_at_ms=at_ms, digest=f"b3-{raw.hex()}")
+        IndexEntry(first_seq=first, last_seq=last, last_at_ms=at_ms, digest=digests.from_bytes(raw))
         for first, last, at_ms, raw in rows
     ]
 
@@ -184,24 +182,18 @@ def seal(
 
 
 def outcomes_of(events: Iterable[messages.Event]) -> dict[str, records.Outcome]:
-    """Return what became of the requests whose message and answer are both among the events."""
-    digests: dict[str, str] = {}
-    outcomes: dict[str, records.Outcome] = {}
-    for event in events:
-        request_id = str(event.data.get("request_id", ""))
-        if not request_id:
-            continue
-        if event.type == messages.USER_MESSAGE:
-            digests[request_id] = str(event.data.get("body_digest", ""))
-        elif event.type in _ANSWERS and request_id in digests:
-            outcomes[request_id] = records.Outcome(
-                body_digest=digests[request_id],
-                state=_ANSWERS[event.type],
-                version=event.version,
-                seq=event.seq,
-                at_ms=event.at_ms,
-            )
-    return outcomes
+    """Return what became of the requests that are answered among the events."""
+    return {
+        str(event.data["request_id"]): records.Outcome(
+            body_digest=str(event.data.get("body_digest", "")),
+            state=_ANSWERS[event.type],
+            version=event.version,
+            seq=event.seq,
+            at_ms=event.at_ms,
+        )
+        for event in events
+        if event.type in _ANSWERS and event.data.get("request_id")
+    }
 
 
 def check_run(events: Sequence[messages.Event], first_seq: int) -> None:

@@ -229,7 +229,7 @@ def turns(count: int, filler: int) -> list[messages.Event]:
         begin = len(events) + 1
         events += [event(seq, "agent.output") for seq in range(begin, begin + filler)]
         kind = "agent.error" if turn % 3 == 0 else "agent.message"
-        events.append(event(len(events) + 1, kind, request_id=f"r{turn}"))
+        events.append(event(len(events) + 1, kind, **data))
     return events
 
 
@@ -245,10 +245,11 @@ async def test_recent_outcomes_come_from_cold_segments(world: World) -> None:
 
 
 async def test_recent_outcomes_leave_old_segments_closed(world: World) -> None:
-    """What is older than asked for costs no read beyond a turn's length."""
+    """What is older than asked for costs no read."""
     world.fill(turns(1_200, 0), *range(241, 2_402, 240))
     outcomes = await world.history.recent_outcomes(2_391)
     assert sorted(known.seq for known in outcomes.values()) == [2_392, 2_394, 2_396, 2_398, 2_400]
+    # The index and one segment.
     assert world.blobs.gets == 2
 
 
