@@ -68,7 +68,7 @@ class Snapshotter:
 
         Raises:
             WorkspaceQuotaExceeded: nothing was written.
-            TurnFailed: a file cannot be read.
+            WorkspaceUnreadable: a file or folder cannot be read.
             StorageFull, StorageUnavailable: nothing is promised; the next call tries again.
         """
         now_ns = time.time_ns()

@@ -50,7 +50,7 @@ class Scan:
         """Return `known` itself when nothing has changed since, else what has.
 
         Raises:
-            TurnFailed: a folder cannot be read.
+            WorkspaceUnreadable: a folder cannot be read.
             WorkspaceQuotaExceeded: too many entries, or too deep.
         """
         return self._open(os.fspath(root), None, known, "", 0)
@@ -112,9 +112,9 @@ class Scan:
         return draft
 
 
-def unreadable(path: str, error: OSError) -> errors.TorporError:
+def unreadable(path: str, error: OSError) -> errors.WorkspaceUnreadable:
     """Return the error for a file or folder of the workspace that cannot be read."""
-    return errors.TurnFailed(
+    return errors.WorkspaceUnreadable(
         f"{path!r} in the workspace cannot be read ({error.strerror}); "
         "make it readable for its owner, or remove it",
         path=path,

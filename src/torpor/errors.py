@@ -16,7 +16,7 @@
     │                        · OwnerUnreachable · ActivationFailed · OutcomeUnknown · NodeDraining
     ├── DataLoss             BlobCorrupt · BlobMissing · CheckpointCorrupt · HistoryGap
     ├── DeadlineExceeded
-    ├── TurnFailed           StateNotPicklable · TurnTimedOut
+    ├── TurnFailed           StateNotPicklable · TurnTimedOut · WorkspaceUnreadable
     └── Internal
 
 The second level decides the gRPC status code (`torpor.status`), the leaf decides the `reason`, and
@@ -30,15 +30,15 @@ from typing import ClassVar
 class TorporError(Exception):
     """Base of all errors; carries a stable `reason` and the ids concerned.
 
-    The class docstring is the default message. Keyword arguments become `ids`, so that a log line or
-    a client can tell which session, tenant or file is meant without parsing the message.
+    The class docstring is the default message. Keyword arguments become `ids`, so that a log line
+    or a client can tell which session, tenant or file is meant without parsing the message.
     """
 
     reason: ClassVar[str] = "TORPOR_ERROR"
     retryable: ClassVar[bool] = False
 
     def __init_subclass__(cls) -> None:
-        # `SessionNotFound` is SESSION_NOT_FOUND on the wire: a class is renamed only with its clients.
+        # `SessionNotFound` is SESSION_NOT_FOUND on the wire: renaming a class breaks its clients.
         cls.reason = re.sub(r"(?<!^)(?=[A-Z])", "_", cls.__name__).upper()
 
     def __init__(self, message: str | None = None, **ids: str | int) -> None:
@@ -258,7 +258,7 @@ class ActivationFailed(Unavailable):
 
 
 class OutcomeUnknown(Unavailable):
-    """It is not known whether the turn was committed; repeat with the same request id to learn it."""
+    """It is not known whether the turn was committed; the same request id, sent again, tells."""
 
 
 class NodeDraining(Unavailable):
@@ -289,7 +289,7 @@ class HistoryGap(DataLoss):
 
 
 class DeadlineExceeded(TorporError):
-    """The deadline passed; a turn that had begun goes on, and its outcome is kept for the request id."""
+    """The deadline passed; a turn that had begun goes on, and the same request id tells its end."""
 
     retryable = True
 
@@ -307,6 +307,10 @@ class StateNotPicklable(TurnFailed):
 
 class TurnTimedOut(TurnFailed):
     """The turn ran longer than the agent allows."""
+
+
+class WorkspaceUnreadable(TurnFailed):
+    """A file or folder of the workspace cannot be read, so the turn's files could not be kept."""
 
 
 def _leaves(cls: type[TorporError]) -> list[type[TorporError]]:

@@ -381,7 +381,7 @@ def test_a_file_that_cannot_be_read_is_named(
     locked = [""]
     monkeypatch.setattr(os, "open", refusing)
     for locked[0], path in (("locked", "folder/locked"), ("folder", "folder")):
-        with pytest.raises(errors.TurnFailed, match="make it readable") as raised:
+        with pytest.raises(errors.WorkspaceUnreadable, match="make it readable") as raised:
             snapshotter.snapshot()
         assert raised.value.ids["path"] == path
 
