@@ -2,6 +2,7 @@
 
 import asyncio
 import signal
+import sys
 
 import ray
 
@@ -24,15 +25,19 @@ def run(place: deployment.Deployment) -> None:
 
 
 async def _serve(place: deployment.Deployment) -> None:
-    stop = asyncio.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
     store = redis_store.open(place)
     await store.check_durability()
     await store.close()
     ray_compat.join("auto")
+    # Only now: joining sets handlers of Ray's own.
+    stop = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    # Only now: joining sets handlers of Ray's own.
     control = control_plane.ControlPlane(place)
     await control.reconcile()
+    gateways = ", ".join(each.gateway for each in control.running.values())
+    print(f"ready on {gateways}; Ctrl-C ends this, not them", file=sys.stderr, flush=True)  # noqa: T201
     keeping = asyncio.create_task(control.keep())
     await stop.wait()
     keeping.cancel()

@@ -76,7 +76,7 @@ async def test_lost_node(cluster: Cluster) -> None:
         )
     )
     assert [reply.text for reply in replies] == ["10 file 0", "11 file 1", "12 file 2"]
-    await cluster.settled()
+    await cluster.forgotten(name)
     for session in sessions:
         woken = await events(session, messages.SESSION_WOKEN)
         assert [event.data["epoch"] for event in woken] == [1, 2]

@@ -26,11 +26,11 @@ async def test_printed_text_is_in_history_and_log(session: client.Session) -> No
 async def test_printed_text_is_bounded(session: client.Session) -> None:
     """Of very much text the event has the beginning and says what it left out; the log has all."""
     dropped = 1000
-    await session.send(f"print('x' * {limits.OUTPUT_BYTES_MAX + dropped}, end='')")
+    await session.send(f"print('x' * {limits.OUTPUT_CHARS_MAX + dropped}, end='')")
     (printed,) = await events(session, messages.AGENT_OUTPUT)
-    assert printed.data["stdout"] == "x" * limits.OUTPUT_BYTES_MAX
+    assert printed.data["stdout"] == "x" * limits.OUTPUT_CHARS_MAX
     assert printed.data["stdout_dropped"] == dropped
-    assert len(await session.logs()) == limits.OUTPUT_BYTES_MAX + dropped
+    assert len(await session.logs()) == limits.OUTPUT_CHARS_MAX + dropped
 
 
 async def test_log_is_bounded(session: client.Session) -> None:

@@ -93,15 +93,18 @@ class Cluster:
         return name
 
     async def lose(self, name: str) -> None:
-        """End a node that `add_node` made, and return once Ray and the control plane know."""
-        node = self.node_id(name)
+        """End a node that `add_node` made, and wait until nobody lists it any more."""
         self.here.cluster.kill_node(name)
+        await self.forgotten(name)
 
-        async def gone() -> bool:
+    async def forgotten(self, name: str) -> None:
+        """Reconcile until a lost node is not listed any more."""
+
+        async def unlisted() -> bool:
             await self.here.control.reconcile()
-            return node not in self.here.control.running
+            return name not in [view.record.name for view in await self.store.nodes.views()]
 
-        await assert_eventually(gone, SLOW_S)
+        await assert_eventually(unlisted, SLOW_S)
 
     def running(self, name: str) -> control_plane.Running:
         """Return what runs on the node of that name."""
