@@ -36,7 +36,7 @@ async def _serve(place: deployment.Deployment) -> None:
     # Only now: joining sets handlers of Ray's own.
     control = control_plane.ControlPlane(place)
     await control.reconcile()
-    gateways = ", ".join(each.gateway for each in control.running.values())
+    gateways = ", ".join(each.gateway for each in control.running.values()) or "no node yet"
     print(f"ready on {gateways}; Ctrl-C ends this, not them", file=sys.stderr, flush=True)  # noqa: T201
     keeping = asyncio.create_task(control.keep())
     await stop.wait()
