@@ -104,9 +104,15 @@ class Router:
     async def drain_inbox(self, key: records.SessionKey, until: deadline.Deadline) -> None:
         """Have the owner look into its inbox; wakes the session.
 
+        The head is read anew: an owner that it names now cannot leave before it has looked, but one
+        that a hint names may have left, and would take the call without a word.
+
         Raises:
             what `reach` raises
         """
+        hint = self._directory.get(key)
+        if hint is not None:
+            self._directory.forget(key, hint.epoch)
 
         async def ask(located: directory.Located, left_s: float) -> None:
             await self._calls.drain_inbox(located.owner, key, located.epoch, timeout_s=left_s)

@@ -1,6 +1,7 @@
 """Going over the wake hints, so that a wake can be late but is never lost."""
 
 import asyncio
+import contextlib
 import logging
 import random
 
@@ -41,7 +42,10 @@ class WakeSweeper:
                     log.exception("sweep failed", extra={"action": "sweep_failed"})
 
     async def sweep(self, shard: int) -> None:
-        """Look at every hint of one shard once. A session that cannot be woken keeps its hint.
+        """Look at every hint of one shard once.
+
+        A session that cannot be woken keeps its hint, behind all others: sessions that never wake
+        must not keep the rest from being looked at.
 
         Raises:
             StoreUnavailable
@@ -53,12 +57,17 @@ class WakeSweeper:
             async with room:
                 try:
                     await self._look(key)
-                except errors.TorporError as error:
-                    log.info(
-                        "hint stays: %s",
+                except errors.SessionPaused:
+                    pass
+                except Exception as error:
+                    # Anything: what is wrong with one session must not end the wakes of others.
+                    log.warning(
+                        "hint stays: %r",
                         error,
                         extra={"action": "hint_stays", "session_id": str(key)},
                     )
+                    with contextlib.suppress(errors.TorporError):
+                        await self._store.wake.postpone(key)
 
         async with asyncio.TaskGroup() as group:
             for key in keys:

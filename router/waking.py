@@ -23,6 +23,8 @@ class Waker:
         self._router = route
         self._clock = time
         self._pokes: dict[records.SessionKey, asyncio.Task[None]] = {}
+        #: Poked again since their wake began, which may have looked into the inbox before that.
+        self._again: set[records.SessionKey] = set()
 
     async def accept(
         self, key: records.SessionKey, message: messages.Message, *, body_digest: str
@@ -39,7 +41,11 @@ class Waker:
             message=message, body_digest=body_digest, at_ms=self._clock.now_ms()
         )
         await self._store.wake.ensure(key)
-        enqueued = await self._store.sessions.enqueue(key, item)
+        try:
+            enqueued = await self._store.sessions.enqueue(key, item)
+        except errors.NotFound:
+            await self._store.wake.clear(key)
+            raise
         if not _resolved(enqueued.known):
             # A sweep may have taken the first hint away before the message was there.
             await self._store.wake.ensure(key)
@@ -48,11 +54,14 @@ class Waker:
 
     def poke(self, key: records.SessionKey) -> None:
         """Wake the session in the background, if there is room for one more."""
-        if key in self._pokes or len(self._pokes) >= POKES_MAX:
+        if key in self._pokes:
+            self._again.add(key)
+            return
+        if len(self._pokes) >= POKES_MAX:
             return
         task = asyncio.create_task(self._wake_quietly(key))
         self._pokes[key] = task
-        task.add_done_callback(lambda _: self._pokes.pop(key, None))
+        task.add_done_callback(lambda done: self._end(key, done))
 
     async def wake(self, key: records.SessionKey) -> None:
         """Wake the session and have it look into its inbox.
@@ -68,6 +77,13 @@ class Waker:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _end(self, key: records.SessionKey, done: asyncio.Task[None]) -> None:
+        del self._pokes[key]
+        if key in self._again:
+            self._again.remove(key)
+            if not done.cancelled():
+                self.poke(key)
 
     async def _wake_quietly(self, key: records.SessionKey) -> None:
         try:

@@ -1,6 +1,8 @@
 """Durable delivery: the hint outlives whatever happens, and a nudge is only a nudge."""
 
+import asyncio
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 
@@ -81,3 +83,59 @@ async def test_wakes_in_the_background_are_bounded(
     await parts.waker.close()
     assert parts.cluster.calls == []
     assert await hinted(parts)
+
+
+async def test_a_message_to_nobody_leaves_no_hint(parts: router_parts.RouterParts) -> None:
+    """Hints of sessions that are not there would pile up before those that are."""
+    nobody = records.SessionKey("acme", "nobody")
+    with pytest.raises(errors.SessionNotFound):
+        await parts.waker.accept(nobody, router_parts.message("x", "m1"), body_digest="d")
+    assert await parts.store.wake.hinted(keys.wake_shard(nobody), limit=10) == []
+
+
+async def test_a_message_that_comes_during_a_wake_is_looked_for_again(
+    parts: router_parts.RouterParts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The owner may have looked before it was there: it is asked once more, not left to a sweep."""
+    drain = parts.cluster.drain_inbox
+    answers = asyncio.Event()
+
+    async def answer_late(*args: Any, **fields: Any) -> None:
+        await drain(*args, **fields)
+        await answers.wait()
+
+    monkeypatch.setattr(parts.cluster, "drain_inbox", answer_late)
+    await accept(parts, "m1")
+
+    async def emptied() -> bool:
+        return not await parts.store.sessions.inbox(router_parts.KEY)
+
+    await eventually.assert_eventually(emptied)
+    await accept(parts, "m2")
+    assert not await emptied()
+    answers.set()
+    await eventually.assert_eventually(emptied)
+
+
+async def test_an_owner_that_has_left_is_not_asked(
+    parts: router_parts.RouterParts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process that lingers takes the call without a word: only the head tells who owns now."""
+    other = await router_parts.second(parts)
+    await parts.say("one", "m1")
+    left = await parts.head()
+    await other.control.evict(router_parts.KEY, request_id="e", until=other.until())
+    drain = parts.cluster.drain_inbox
+
+    async def linger(owner: records.Owner, *args: Any, **fields: Any) -> None:
+        if owner != left.owner:
+            await drain(owner, *args, **fields)
+
+    monkeypatch.setattr(parts.cluster, "drain_inbox", linger)
+    await accept(parts, "m2")
+
+    async def handled() -> bool:
+        return (await parts.head()).version == 3
+
+    await eventually.assert_eventually(handled)
+    await other.close()
