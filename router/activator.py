@@ -1,6 +1,7 @@
 """Waking sessions: one activation per session and gateway, however many callers wait for it."""
 
 import asyncio
+import contextlib
 import logging
 import random
 
@@ -21,6 +22,8 @@ ACTIVATE_TIMEOUT_S = 30.0
 AGENTS_KEPT_MAX = 1_000
 #: How long a check that nobody waits for may take.
 UNAWAITED_S = 30.0
+#: Sessions that one gateway wakes at a time; flights may outlive the calls that began them.
+FLIGHTS_MAX = 2_000
 
 
 class _Flight:
@@ -68,6 +71,7 @@ class Activator:
 
         Raises:
             NoCapacity: no node can take the session now.
+            TooManyRequests: this gateway wakes as many sessions as it may.
             OwnerUnreachable: the owner does not answer and may not be replaced yet.
             DeadlineExceeded
             SessionNotFound, SessionDeleted, AgentNotFound, StoreUnavailable
@@ -78,7 +82,8 @@ class Activator:
 
     def suspect(self, key: records.SessionKey, epoch: int) -> None:
         """Find out in the background whether an owner that did not answer in time is dead."""
-        self._begin(key, deadline.Deadline.after(self._clock, UNAWAITED_S), epoch, None)
+        with contextlib.suppress(errors.TooManyRequests):
+            self._begin(key, deadline.Deadline.after(self._clock, UNAWAITED_S), epoch, None)
 
     async def close(self) -> None:
         """End what is under way; nodes that were asked may still wake their session."""
@@ -109,6 +114,10 @@ class Activator:
     ) -> asyncio.Task[directory.Located]:
         flight = self._flights.get(key)
         if flight is None:
+            if len(self._flights) >= FLIGHTS_MAX:
+                raise errors.TooManyRequests(
+                    f"this gateway is waking {FLIGHTS_MAX} sessions; try another one"
+                )
             flight = _Flight(deadline.Deadline(self._clock, until.at_s))
             self._flights[key] = flight
             flight.task = asyncio.create_task(self._fly(key, flight, head))
@@ -160,6 +169,7 @@ class Activator:
     ) -> directory.Located | None:
         request = placement.expected(head)
         agent = await self.agent(head)
+        failure: errors.TorporError | None = None
         for _ in range(NODES_TRIED_MAX):
             decision = placement.choose(
                 self._view.candidates(), request, self._rng, excluded=refused
@@ -174,7 +184,14 @@ class Activator:
             except (errors.NoCapacity, errors.NodeDraining, errors.OwnerUnreachable) as error:
                 log.info("node refused: %s", error, extra={"action": "refused"})
                 refused.add(decision.node)
-        raise errors.NoCapacity(session=head.key.session, tenant=head.key.tenant)
+            except errors.ActivationFailed as error:
+                log.warning("activation failed: %s", error, extra={"action": "activation_failed"})
+                refused.add(decision.node)
+                # A broken node must not stop a session, nor a broken session go through all nodes.
+                if failure is not None:
+                    raise
+                failure = error
+        raise failure or errors.NoCapacity(session=head.key.session, tenant=head.key.tenant)
 
     async def _ask(
         self,
@@ -184,7 +201,7 @@ class Activator:
         request: placement.Request,
         until: deadline.Deadline,
     ) -> directory.Located:
-        timeout_s = min(ACTIVATE_TIMEOUT_S, until.demand())
+        until.demand()
         placed = self._view.placed(node, request)
         try:
             async with self._view.office.during(node, self._view.incarnation(node)):
@@ -195,9 +212,10 @@ class Activator:
                         observed_epoch=head.epoch,
                         observed_incarnation=head.owner.incarnation if head.owner else "",
                         agent=agent,
-                        deadline_s=timeout_s,
+                        # Not the caller's: who asks again after a short one finds it awake.
+                        deadline_s=ACTIVATE_TIMEOUT_S,
                     ),
-                    timeout_s=timeout_s,
+                    timeout_s=ACTIVATE_TIMEOUT_S,
                 )
         except BaseException:
             self._view.withdraw(placed)

@@ -7,7 +7,8 @@ import pytest
 
 from torpor import errors
 from torpor.actors import protocol
-from torpor.testing import router_parts
+from torpor.router import activator
+from torpor.testing import eventually, router_parts
 
 
 @pytest.fixture
@@ -126,3 +127,76 @@ async def test_a_caller_waits_no_longer_than_its_deadline(
     monkeypatch.setattr(parts.cluster, "activate", stuck)
     with pytest.raises(errors.DeadlineExceeded):
         await parts.activator.locate(router_parts.KEY, parts.until(0.01))
+
+
+async def test_a_broken_node_is_passed_over_once(parts: router_parts.RouterParts) -> None:
+    """An activation that fails is tried on one more node, for the fault may be the node's."""
+    parts.cluster.nodes["node-0"].refusal = errors.ActivationFailed("no process came up")
+    for name in ("node-1", "node-2"):
+        parts.cluster.nodes[name].cpu = 1.0
+    await parts.cluster.beat()
+    await parts.view.refresh()
+    assert (await parts.activator.locate(router_parts.KEY, parts.until())).owner.node != "node-0"
+    assert parts.cluster.calls[0] == ("activate", "node-0")
+
+
+async def test_a_broken_session_does_not_go_through_all_nodes(
+    parts: router_parts.RouterParts,
+) -> None:
+    """When the second node fails too, the caller gets the error."""
+    for node in parts.cluster.nodes.values():
+        node.refusal = errors.ActivationFailed("cannot be loaded")
+    with pytest.raises(errors.ActivationFailed, match="cannot be loaded"):
+        await parts.activator.locate(router_parts.KEY, parts.until())
+    assert parts.cluster.count("activate") == 2
+
+
+async def test_a_short_deadline_does_not_cut_the_activation_short(
+    parts: router_parts.RouterParts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Waking takes what it takes: whoever asks again after a short deadline finds it done."""
+    activate, opened = parts.cluster.activate, asyncio.Event()
+    given: list[float] = []
+
+    async def slow(
+        node: str, request: protocol.Activate, *, timeout_s: float
+    ) -> protocol.Activated:
+        given.append(timeout_s)
+        await opened.wait()
+        return await activate(node, request, timeout_s=timeout_s)
+
+    monkeypatch.setattr(parts.cluster, "activate", slow)
+    with pytest.raises(errors.DeadlineExceeded):
+        await parts.activator.locate(router_parts.KEY, parts.until(0.001))
+    opened.set()
+    assert (await parts.activator.locate(router_parts.KEY, parts.until())).epoch == 1
+    assert given == [activator.ACTIVATE_TIMEOUT_S]
+
+
+async def test_activations_of_a_gateway_are_bounded(
+    parts: router_parts.RouterParts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One more is refused before anything is done; a background check is simply left out."""
+    monkeypatch.setattr(activator, "FLIGHTS_MAX", 0)
+    with pytest.raises(errors.TooManyRequests):
+        await parts.activator.locate(router_parts.KEY, parts.until())
+    parts.activator.suspect(router_parts.KEY, 1)
+    assert parts.cluster.calls == []
+
+
+async def test_what_nobody_waits_for_ends(parts: router_parts.RouterParts) -> None:
+    """All callers hang up in the middle: the session is woken, and nothing is left behind."""
+    callers = [
+        asyncio.create_task(parts.activator.locate(router_parts.KEY, parts.until()))
+        for _ in range(3)
+    ]
+    await asyncio.sleep(0)
+    for caller in callers:
+        caller.cancel()
+    await asyncio.gather(*callers, return_exceptions=True)
+
+    async def landed() -> bool:
+        return not parts.activator._flights
+
+    await eventually.assert_eventually(landed)
+    assert (await parts.head()).epoch == 1
