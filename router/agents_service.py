@@ -1,5 +1,4 @@
 """The service `torpor.v1.Agents`: registering agent versions and listing them."""
-# ruff: noqa: N802 - the methods have the names of the proto.
 
 from __future__ import annotations
 
@@ -84,11 +83,14 @@ class AgentsService(agents_pb2_grpc.AgentsServicer):
     async def _inspect(
         self, import_path: str, until: deadline.Deadline
     ) -> protocol.AgentDescription:
-        alive = [view.record.node for view in self._view.views if view.alive]
-        for node in alive[:NODES_TRIED_MAX]:
+        alive = [view.record for view in self._view.views if view.alive]
+        for record in alive[:NODES_TRIED_MAX]:
+            timeout_s = min(INSPECT_TIMEOUT_S, until.demand())
             try:
-                timeout_s = min(INSPECT_TIMEOUT_S, until.demand())
-                return await self._calls.inspect_agent(node, import_path, timeout_s=timeout_s)
+                async with self._view.office.during(record.node, record.incarnation):
+                    return await self._calls.inspect_agent(
+                        record.node, import_path, timeout_s=timeout_s
+                    )
             except errors.OwnerUnreachable:
                 continue
         raise errors.NoCapacity("no node answers that could import the agent; try again")

@@ -1,6 +1,7 @@
 """What a call carries besides its request: who makes it, and until when."""
 
 import contextvars
+from collections.abc import Awaitable, Callable
 
 import msgspec
 
@@ -27,4 +28,8 @@ class Identity(msgspec.Struct, frozen=True, kw_only=True):
 
 #: Set by the interceptors before a service is entered; every call runs in a context of its own.
 identity: contextvars.ContextVar[Identity] = contextvars.ContextVar("identity")
+#: Identifies the caller again, for calls that outlast an API key.
+identify: contextvars.ContextVar[Callable[[], Awaitable[Identity]]] = contextvars.ContextVar(
+    "identify"
+)
 until: contextvars.ContextVar[deadline.Deadline] = contextvars.ContextVar("until")

@@ -101,6 +101,10 @@ class ClusterView:
         """Return the life that a node is in; empty for an unknown one."""
         return next((v.record.incarnation for v in self._views if v.record.node == node), "")
 
+    def name(self, node: str) -> str:
+        """Return the name that people know a node by; empty for an unknown one."""
+        return next((v.record.name for v in self._views if v.record.node == node), "")
+
     def placed(self, node: str, request: placement.Request) -> Placement:
         """Note that a session is being placed, so that the next choice counts it."""
         seen = self._seen.get(node)

@@ -5,10 +5,10 @@ import os
 
 import msgspec
 
-from torpor import errors, messages
+from torpor import errors, limits, messages
 from torpor.actors import protocol
 from torpor.router import watching
-from torpor.storage import manifest, records
+from torpor.storage import history, manifest, records
 from torpor.v1 import admin_pb2, agents_pb2, common_pb2, sessions_pb2, workspaces_pb2
 
 _STATUS = {
@@ -35,7 +35,7 @@ def json_text(data: object) -> str:
     return msgspec.json.encode(data).decode()
 
 
-def session(head: records.Head) -> sessions_pb2.Session:
+def session(head: records.Head, *, node_name: str) -> sessions_pb2.Session:
     """Return a head as clients see it."""
     return sessions_pb2.Session(
         tenant=head.key.tenant,
@@ -56,6 +56,7 @@ def session(head: records.Head) -> sessions_pb2.Session:
             busy_ms=head.usage.busy_ms,
             rss_bytes=head.usage.rss_bytes,
         ),
+        node_name=node_name,
     )
 
 
@@ -68,6 +69,20 @@ def event(committed: messages.Event) -> common_pb2.Event:
         version=committed.version,
         at_ms=committed.at_ms,
     )
+
+
+def event_page(page: history.Page) -> sessions_pb2.ListEventsResponse:
+    """Return a page of the history, cut where it would become too large for one response."""
+    converted: list[common_pb2.Event] = []
+    size_bytes = 0
+    for committed in page.events:
+        if size_bytes >= limits.PAGE_EVENTS_BYTES_MAX:
+            return sessions_pb2.ListEventsResponse(
+                events=converted, next_after_seq=converted[-1].seq
+            )
+        converted.append(event(committed))
+        size_bytes += converted[-1].ByteSize()
+    return sessions_pb2.ListEventsResponse(events=converted, next_after_seq=page.next_after or 0)
 
 
 def watched(item: watching.Item) -> sessions_pb2.WatchEventsResponse:

@@ -102,9 +102,15 @@ def message(*, text: str, data_json: str, request_id: str, sender: str) -> messa
             "write a file into the workspace instead",
             bytes=size_bytes,
         )
+    data = json_object("data_json", data_json)
+    try:
+        msgspec.msgpack.encode(data)
+    except (OverflowError, RecursionError) as error:
+        # As it travels and is kept, integers have 64 bits.
+        raise errors.InvalidField(f"data_json cannot be kept: {error}", field="data_json") from None
     return messages.Message(
         text=text,
-        data=json_object("data_json", data_json),
+        data=data,
         request_id=ids.check_request_id(request_id),
         sender=ids.check_name("sender", sender or "user"),
     )

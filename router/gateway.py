@@ -7,8 +7,8 @@ import random
 from typing import TYPE_CHECKING
 
 import grpc
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc  # type: ignore[import-untyped]
-from grpc_reflection.v1alpha import reflection  # type: ignore[import-untyped]
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
 
 from torpor import errors, limits
 from torpor.router import (
@@ -54,8 +54,8 @@ _SERVICES = tuple(
 )
 
 _OPTIONS = (
-    ("grpc.max_receive_message_length", limits.GRPC_MESSAGE_BYTES_MAX),
-    ("grpc.max_send_message_length", limits.GRPC_MESSAGE_BYTES_MAX),
+    ("grpc.max_receive_message_length", limits.GRPC_REQUEST_BYTES_MAX),
+    ("grpc.max_send_message_length", limits.GRPC_RESPONSE_BYTES_MAX),
     # Clients ping every 30 s, also while nothing is under way; by default they would be sent away.
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 15_000),
     ("grpc.keepalive_permit_without_calls", 1),
@@ -65,6 +65,10 @@ _OPTIONS = (
     # Two gateways on one port would be a mistake.
     ("grpc.so_reuseport", 0),
 )
+
+
+#: Calls besides those in flight: watchers, and calls not yet known to be anybody's.
+STREAMS_MAX = limits.WATCHERS_MAX + 1_000
 
 
 class Gateway:
@@ -111,7 +115,11 @@ class Gateway:
             StoreUnavailable
         """
         await self._view.refresh()
-        server = grpc.aio.server(interceptors=self._interceptors(), options=_OPTIONS)
+        server = grpc.aio.server(
+            interceptors=self._interceptors(),
+            options=_OPTIONS,
+            maximum_concurrent_rpcs=self._deployment.calls_in_flight_max + STREAMS_MAX,
+        )
         self._add_services(server)
         try:
             bound = server.add_insecure_port(f"{host}:{port}")
@@ -159,8 +167,8 @@ class Gateway:
             interceptors.GuardInterceptor(guard)
             for guard in (
                 interceptors.tell_errors,
-                interceptors.authenticate(authenticator),
                 interceptors.limit_time(self._clock),
+                interceptors.authenticate(authenticator),
                 interceptors.admit(self._deployment.calls_in_flight_max),
             )
         ]
@@ -174,6 +182,7 @@ class Gateway:
                 waker=self._waker,
                 decisions=self._control,
                 watchers=watching.Watching(self._store, self._blobs, self._clock),
+                view=self._view,
                 storage=self._deployment.storage,
                 time=self._clock,
             ),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
@@ -78,8 +79,8 @@ def _guarded(handler: Handler, guard: Guard, method: str) -> Handler:
             return await inner(request, context)
 
     async def answer_stream(request: Any, context: Context) -> AsyncIterator[Any]:
-        async with guard(rpc, context):
-            async for response in inner(request, context):
+        async with guard(rpc, context), contextlib.aclosing(inner(request, context)) as responses:
+            async for response in responses:
                 yield response
 
     make: Any = {
@@ -101,6 +102,8 @@ async def tell_errors(rpc: Rpc, context: Context) -> AsyncIterator[None]:
     try:
         yield
     except errors.TorporError as error:
+        if isinstance(error, errors.Internal):
+            log.error("%s: %s", rpc.method, error, extra={"action": "internal_error"})
         await context.abort(*status.to_status(error))
     except grpc.aio.AbortError:
         raise
@@ -120,7 +123,9 @@ def authenticate(authenticator: auth.Authenticator) -> Guard:
     @contextlib.asynccontextmanager
     async def guard(rpc: Rpc, context: Context) -> AsyncIterator[None]:
         metadata: Any = context.invocation_metadata() or ()
-        call.identity.set(await authenticator.identify(metadata))
+        identify = functools.partial(authenticator.identify, metadata)
+        call.identity.set(await identify())
+        call.identify.set(identify)
         yield
 
     return guard

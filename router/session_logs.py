@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import pathlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import BinaryIO
 
 from torpor import errors, limits
@@ -15,7 +15,7 @@ def folder(storage: pathlib.Path, key: records.SessionKey) -> pathlib.Path:
     return storage / key.tenant / "logs" / key.session
 
 
-async def read(logs: pathlib.Path) -> AsyncIterator[bytes]:
+async def read(logs: pathlib.Path) -> AsyncGenerator[bytes]:
     """Yield the log in pieces of at most `FILE_CHUNK_BYTES`; nothing if there is none.
 
     Raises:

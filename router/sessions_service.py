@@ -1,11 +1,11 @@
 """The service `torpor.v1.Sessions`: checks fields, calls the router, converts the answer."""
-# ruff: noqa: N802 - the methods have the names of the proto.
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING
 
-from torpor import ids, limits
+from torpor import errors, ids, limits
 from torpor.router import call, convert, fields, session_logs
 from torpor.storage import history, records
 from torpor.v1 import sessions_pb2, sessions_pb2_grpc
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from torpor import clock
-    from torpor.router import control, interceptors, routing, waking, watching
+    from torpor.router import cluster_view, control, interceptors, routing, waking, watching
     from torpor.storage import blobs, store
 
 #: Unless the client asks for another size.
@@ -35,6 +35,7 @@ class SessionsService(sessions_pb2_grpc.SessionsServicer):
         waker: waking.Waker,
         decisions: control.Control,
         watchers: watching.Watching,
+        view: cluster_view.ClusterView,
         storage: pathlib.Path,
         time: clock.Clock,
     ) -> None:
@@ -44,6 +45,7 @@ class SessionsService(sessions_pb2_grpc.SessionsServicer):
         self._waker = waker
         self._control = decisions
         self._watching = watchers
+        self._view = view
         self._storage = storage
         self._clock = time
 
@@ -67,14 +69,20 @@ class SessionsService(sessions_pb2_grpc.SessionsServicer):
             created_ms=self._clock.now_ms(),
         )
         head = await self._store.sessions.create(new)
-        return sessions_pb2.CreateSessionResponse(session=convert.session(head))
+        if head.agent != version.name or request.agent_version not in (0, head.agent_version):
+            raise errors.RequestIdReused(
+                f"this request made session {head.key.session} of {head.agent} version "
+                f"{head.agent_version}",
+                session=head.key.session,
+            )
+        return sessions_pb2.CreateSessionResponse(session=self._session(head))
 
     async def GetSession(
         self, request: sessions_pb2.GetSessionRequest, context: interceptors.Context
     ) -> sessions_pb2.GetSessionResponse:
         """Return one session."""
         head = await self._store.sessions.head(fields.session_key(request.session_id))
-        return sessions_pb2.GetSessionResponse(session=convert.session(head))
+        return sessions_pb2.GetSessionResponse(session=self._session(head))
 
     async def ListSessions(
         self, request: sessions_pb2.ListSessionsRequest, context: interceptors.Context
@@ -88,7 +96,7 @@ class SessionsService(sessions_pb2_grpc.SessionsServicer):
             ),
         )
         return sessions_pb2.ListSessionsResponse(
-            sessions=[convert.session(head) for head in heads], next_page_token=after
+            sessions=[self._session(head) for head in heads], next_page_token=after
         )
 
     async def SendMessage(
@@ -125,8 +133,11 @@ class SessionsService(sessions_pb2_grpc.SessionsServicer):
             after_seq=fields.at_least_zero("after_seq", request.after_seq),
             types=frozenset(request.types),
         )
-        async for item in items:
-            yield convert.watched(item)
+        async with contextlib.aclosing(items):
+            async for item in items:
+                # A watch may last for days: it ends when its API key is revoked.
+                await call.identify.get()()
+                yield convert.watched(item)
 
     async def ListEvents(
         self, request: sessions_pb2.ListEventsRequest, context: interceptors.Context
@@ -140,10 +151,7 @@ class SessionsService(sessions_pb2_grpc.SessionsServicer):
             ),
             types=frozenset(request.types),
         )
-        return sessions_pb2.ListEventsResponse(
-            events=[convert.event(event) for event in page.events],
-            next_after_seq=page.next_after or 0,
-        )
+        return convert.event_page(page)
 
     async def EvictSession(
         self, request: sessions_pb2.EvictSessionRequest, context: interceptors.Context
@@ -154,7 +162,7 @@ class SessionsService(sessions_pb2_grpc.SessionsServicer):
             request_id=fields.request_id(request.request_id),
             until=call.until.get(),
         )
-        return sessions_pb2.EvictSessionResponse(session=convert.session(head))
+        return sessions_pb2.EvictSessionResponse(session=self._session(head))
 
     async def PauseSession(
         self, request: sessions_pb2.PauseSessionRequest, context: interceptors.Context
@@ -165,7 +173,7 @@ class SessionsService(sessions_pb2_grpc.SessionsServicer):
             request_id=fields.request_id(request.request_id),
             until=call.until.get(),
         )
-        return sessions_pb2.PauseSessionResponse(session=convert.session(head))
+        return sessions_pb2.PauseSessionResponse(session=self._session(head))
 
     async def ResumeSession(
         self, request: sessions_pb2.ResumeSessionRequest, context: interceptors.Context
@@ -176,7 +184,7 @@ class SessionsService(sessions_pb2_grpc.SessionsServicer):
             request_id=fields.request_id(request.request_id),
             until=call.until.get(),
         )
-        return sessions_pb2.ResumeSessionResponse(session=convert.session(head))
+        return sessions_pb2.ResumeSessionResponse(session=self._session(head))
 
     async def DeleteSession(
         self, request: sessions_pb2.DeleteSessionRequest, context: interceptors.Context
@@ -192,5 +200,11 @@ class SessionsService(sessions_pb2_grpc.SessionsServicer):
         """Stream what the session's processes printed."""
         key = fields.session_key(request.session_id)
         await self._store.sessions.head(key)
-        async for data in session_logs.read(session_logs.folder(self._storage, key)):
-            yield sessions_pb2.ReadLogResponse(data=data)
+        log = session_logs.read(session_logs.folder(self._storage, key))
+        async with contextlib.aclosing(log):
+            async for data in log:
+                yield sessions_pb2.ReadLogResponse(data=data)
+
+    def _session(self, head: records.Head) -> sessions_pb2.Session:
+        node_name = self._view.name(head.owner.node) if head.owner else ""
+        return convert.session(head, node_name=node_name)

@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncGenerator, Collection
 
 import msgspec
 
@@ -46,7 +46,7 @@ class Watching:
 
     async def watch(
         self, key: records.SessionKey, *, after_seq: int, types: Collection[str]
-    ) -> AsyncIterator[Item]:
+    ) -> AsyncGenerator[Item]:
         """Yield the events after `after_seq`, of `types` if given, then follow until closed.
 
         Raises:
@@ -69,12 +69,15 @@ class Watching:
             head = await self._store.sessions.head(key)
             if after_seq >= head.next_seq:
                 raise _gap(key, f"seq {after_seq} was seen, but the history ends before it")
-            async for item in self._follow(key, after_seq, types, nudges):
-                yield item
+            items = self._follow(key, after_seq, types, nudges)
+            async with contextlib.aclosing(items):
+                async for item in items:
+                    yield item
         finally:
             self._watchers -= 1
             for source in sources:
                 source.cancel()
+            await asyncio.gather(*sources, return_exceptions=True)
 
     async def _follow(
         self,
@@ -82,12 +85,13 @@ class Watching:
         last: int,
         types: Collection[str],
         nudges: asyncio.Queue[bytes],
-    ) -> AsyncIterator[Item]:
-        read = history.History(self._store.sessions, self._blobs, key).read
+    ) -> AsyncGenerator[Item]:
         wants_deltas = not types or messages.AGENT_MESSAGE in types
         spoke_s = self._clock.monotonic_s()
         while True:
-            while events := await read(last, limits.PAGE_EVENTS_MAX):
+            # Made anew each time: it keeps segments, and a watcher may stay for days.
+            past = history.History(self._store.sessions, self._blobs, key)
+            while events := await past.read(last, limits.PAGE_EVENTS_MAX):
                 for event in events:
                     if event.seq != last + 1:
                         raise _gap(key, f"event {event.seq} follows {last}")

@@ -1,5 +1,4 @@
 """The service `torpor.v1.Workspaces`: files as of a session's last commit."""
-# ruff: noqa: N802 - the methods have the names of the proto.
 
 from __future__ import annotations
 

@@ -12,8 +12,12 @@ EVENT_BYTES_MAX = 4 << 20
 TURN_BYTES_MAX = 16 << 20
 #: Events of one turn: a script call of this size still takes well under 100 ms.
 TURN_EVENTS_MAX = 1_000
-#: gRPC frames: the largest event page or file chunk, with room for its envelope.
-GRPC_MESSAGE_BYTES_MAX = 8 << 20
+#: A request: the largest message as JSON, in which a byte may become six, with room for the rest.
+GRPC_REQUEST_BYTES_MAX = 8 << 20
+#: A response: one event as JSON, likewise.
+GRPC_RESPONSE_BYTES_MAX = 26 << 20
+#: A page of events ends after the first event that takes it past this.
+PAGE_EVENTS_BYTES_MAX = 1 << 20
 #: File contents move in pieces of this size, so that memory does not depend on the file.
 FILE_CHUNK_BYTES = 1 << 20
 

@@ -1,12 +1,15 @@
 """The service Sessions as its clients meet it."""
 
+import hashlib
 import pathlib
 from collections.abc import AsyncIterator
 from typing import Any
 
+import grpc
 import pytest
 
-from torpor import errors, limits, messages
+from torpor import client, errors, limits, messages
+from torpor.router import auth
 from torpor.storage import records
 from torpor.testing import eventually, served_gateway
 from torpor.v1 import agents_pb2, sessions_pb2
@@ -36,6 +39,7 @@ async def test_a_message_wakes_the_session_and_is_answered(
         sessions_pb2.GetSessionRequest(session_id="s1"), metadata=served_gateway.USER
     )
     assert got.session.resident
+    assert got.session.node_name == api.cluster.nodes[got.session.node].name
     assert got.session.last_seq == second.seq
 
 
@@ -98,6 +102,7 @@ async def test_accepted_messages_are_handled_in_the_background(
         ({"request_id": ""}, "request_id"),
         ({"data_json": "[1]"}, "data_json"),
         ({"data_json": "{"}, "data_json"),
+        ({"data_json": '{"n": 18446744073709551616}'}, "data_json"),
         ({"sender": "A B"}, "sender"),
         ({"busy": 99}, "busy"),
         ({"min_version": -1}, "min_version"),
@@ -228,3 +233,94 @@ async def test_the_log_is_read_oldest_first(api: served_gateway.ServedGateway) -
         piece.data async for piece in api.sessions.ReadLog(request, metadata=served_gateway.USER)
     ]
     assert b"".join(pieces) == b"old new"
+
+
+async def test_a_request_id_makes_one_session_of_one_agent(
+    api: served_gateway.ServedGateway,
+) -> None:
+    """The same request id for another agent is a mistake, and says which session it made."""
+    await api.agents.RegisterAgent(
+        agents_pb2.RegisterAgentRequest(import_path="examples:Other"), metadata=served_gateway.USER
+    )
+    request = sessions_pb2.CreateSessionRequest(agent="other", session_id="s1", request_id="r1")
+    error = await served_gateway.refusal(
+        api.sessions.CreateSession(request, metadata=served_gateway.USER)
+    )
+    assert isinstance(error, errors.RequestIdReused)
+    assert error.ids["session"] == "s1"
+
+
+async def test_a_page_of_large_events_fits_into_a_response(
+    api: served_gateway.ServedGateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However large events are, pages follow each other without a gap up to the end."""
+    monkeypatch.setattr(limits, "PAGE_EVENTS_BYTES_MAX", 10_000)
+    for i in range(5):
+        await api.sessions.SendMessage(
+            served_gateway.send("x" * 6_000, f"m{i}"), metadata=served_gateway.USER
+        )
+    seqs: list[int] = []
+    pages = after = 0
+    while not pages or after:
+        page = await api.sessions.ListEvents(
+            sessions_pb2.ListEventsRequest(session_id="s1", after_seq=after),
+            metadata=served_gateway.USER,
+        )
+        assert page.ByteSize() < 10_000 + 7_000
+        seqs += [event.seq for event in page.events]
+        after, pages = page.next_after_seq, pages + 1
+    assert seqs == list(range(1, 12))
+    assert pages > 1
+
+
+async def test_an_event_of_the_worst_kind_arrives(api: served_gateway.ServedGateway) -> None:
+    """In JSON a control character takes six bytes: the largest message still comes back."""
+    text = "\0" * (limits.MESSAGE_BYTES_MAX - 100)
+    async with client.connect(f"127.0.0.1:{api.port}", api_key="user-key") as connected:
+        session = connected.sessions.handle("s1")
+        await session.send(text)
+        page = await session.history(after_seq=1)
+    assert page.events[0].data["text"] == text
+
+
+async def test_revoking_a_key_ends_its_watches(
+    api: served_gateway.ServedGateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stream that was opened with the key does not outlive it."""
+    monkeypatch.setattr(auth, "TRUST_S", 0.0)
+    digest = hashlib.sha256(b"brief-key").hexdigest()
+    await api.store.catalog.put_key(
+        digest, records.ApiKey(tenant="acme", operator=False, label="", created_ms=0)
+    )
+    watch = api.sessions.WatchEvents(
+        sessions_pb2.WatchEventsRequest(session_id="s1"),
+        metadata=(("authorization", "Bearer brief-key"),),
+    )
+    assert (await watch.read()).event.seq == 1
+    await api.store.catalog.revoke_key(digest)
+    await api.sessions.SendMessage(
+        served_gateway.send("secret", "m1"), metadata=served_gateway.OPERATOR
+    )
+    assert isinstance(await served_gateway.refusal(watch.read()), errors.ApiKeyInvalid)
+
+
+async def test_a_client_that_hangs_up_leaves_nothing_behind(
+    api: served_gateway.ServedGateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its place among the watchers is free again."""
+    monkeypatch.setattr(limits, "WATCHERS_MAX", 1)
+    request = sessions_pb2.WatchEventsRequest(session_id="s1")
+    first = api.sessions.WatchEvents(request, metadata=served_gateway.USER)
+    await first.read()
+    first.cancel()
+
+    async def room() -> bool:
+        watch = api.sessions.WatchEvents(request, metadata=served_gateway.USER)
+        try:
+            return bool((await watch.read()).event.seq)
+        except grpc.aio.AioRpcError:
+            return False
+        finally:
+            watch.cancel()
+
+    await eventually.assert_eventually(room)

@@ -230,7 +230,7 @@ def _steered(ctx: typer.Context, info: "client.SessionInfo", json: bool) -> None
 
 
 def _residency(info: "client.SessionInfo") -> str:
-    return f"resident on {info.node[:12]}" if info.resident else "evicted"
+    return f"resident on {info.node_name or info.node[:12]}" if info.resident else "evicted"
 
 
 def _text(text: str) -> str:

@@ -32,7 +32,7 @@ class Agents:
                 import_path=import_path, name=name, request_id=ids.random_id("req")
             ),
             timeout_s=timeout_s,
-            default_s=connection.CONTROL_TIMEOUT_S,
+            default_s=connection.REGISTER_TIMEOUT_S,
         )
         return decoding.agent(response.agent)
 

@@ -20,6 +20,8 @@ READ_TIMEOUT_S = 30.0
 CONTROL_TIMEOUT_S = 60.0
 #: A turn may take ten minutes by default, and waking comes before it.
 TURN_TIMEOUT_S = 660.0
+#: Nodes import the agent, and more than one may have to be asked.
+REGISTER_TIMEOUT_S = 180.0
 #: One file or log, in pieces; a gigabyte at 4 MB/s.
 TRANSFER_TIMEOUT_S = 300.0
 #: Draining waits for the turns of a node.
@@ -30,8 +32,8 @@ _OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 15_000),
     ("grpc.http2.max_pings_without_data", 0),
-    ("grpc.max_receive_message_length", limits.GRPC_MESSAGE_BYTES_MAX),
-    ("grpc.max_send_message_length", limits.GRPC_MESSAGE_BYTES_MAX),
+    ("grpc.max_receive_message_length", limits.GRPC_RESPONSE_BYTES_MAX),
+    ("grpc.max_send_message_length", limits.GRPC_REQUEST_BYTES_MAX),
     # Retries are made here, with the deadline and the request id in view.
     ("grpc.enable_retries", 0),
     # Otherwise a channel that failed waits up to two minutes before it dials again.

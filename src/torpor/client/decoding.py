@@ -28,6 +28,7 @@ def session(proto: sessions_pb2.Session) -> values.SessionInfo:
         status=status.removeprefix(_STATUS_PREFIX).lower(),
         resident=proto.resident,
         node=proto.node,
+        node_name=proto.node_name,
         epoch=proto.epoch,
         version=proto.version,
         last_seq=proto.last_seq,

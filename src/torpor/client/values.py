@@ -65,8 +65,10 @@ class SessionInfo(msgspec.Struct, frozen=True, kw_only=True):
     status: str
     #: Whether a process holds the session now.
     resident: bool
-    #: The node that holds it, empty when evicted.
+    #: Ray's id of the node that holds it, empty when evicted.
     node: str
+    #: What people call that node; empty when evicted, or if the gateway does not know it.
+    node_name: str
     epoch: int
     version: int
     #: The seq of the newest event.

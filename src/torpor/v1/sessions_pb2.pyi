@@ -101,6 +101,7 @@ class Session(_message.Message):
     CREATED_MS_FIELD_NUMBER: _builtins.int
     UPDATED_MS_FIELD_NUMBER: _builtins.int
     USAGE_FIELD_NUMBER: _builtins.int
+    NODE_NAME_FIELD_NUMBER: _builtins.int
     tenant: _builtins.str
     id: _builtins.str
     agent: _builtins.str
@@ -109,13 +110,15 @@ class Session(_message.Message):
     resident: _builtins.bool
     """Whether a process holds the session now."""
     node: _builtins.str
-    """The node that holds it, empty when evicted."""
+    """Ray's id of the node that holds it, empty when evicted."""
     epoch: _builtins.int
     version: _builtins.int
     last_seq: _builtins.int
     """The seq of the newest event."""
     created_ms: _builtins.int
     updated_ms: _builtins.int
+    node_name: _builtins.str
+    """The node's name; empty when evicted, or if the gateway does not know the node."""
     @_builtins.property
     def usage(self) -> Global___SessionUsage: ...
     def __init__(
@@ -134,10 +137,11 @@ class Session(_message.Message):
         created_ms: _builtins.int = ...,
         updated_ms: _builtins.int = ...,
         usage: Global___SessionUsage | None = ...,
+        node_name: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent", b"agent", "agent_version", b"agent_version", "created_ms", b"created_ms", "epoch", b"epoch", "id", b"id", "last_seq", b"last_seq", "node", b"node", "resident", b"resident", "status", b"status", "tenant", b"tenant", "updated_ms", b"updated_ms", "usage", b"usage", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent", b"agent", "agent_version", b"agent_version", "created_ms", b"created_ms", "epoch", b"epoch", "id", b"id", "last_seq", b"last_seq", "node", b"node", "node_name", b"node_name", "resident", b"resident", "status", b"status", "tenant", b"tenant", "updated_ms", b"updated_ms", "usage", b"usage", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -466,7 +470,7 @@ class ListEventsRequest(_message.Message):
     session_id: _builtins.str
     after_seq: _builtins.int
     page_size: _builtins.int
-    """At most 500; 100 when 0."""
+    """At most 500; 100 when 0. A page of large events has fewer."""
     @_builtins.property
     def types(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     def __init__(

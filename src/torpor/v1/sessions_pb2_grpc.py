@@ -97,7 +97,8 @@ class SessionsServicer(object):
     """
 
     def CreateSession(self, request, context):
-        """Makes a session. The same request_id again returns the session made before.
+        """Makes a session. The same request_id again returns the session made before; for another agent
+        it is refused.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

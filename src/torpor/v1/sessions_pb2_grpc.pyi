@@ -34,7 +34,9 @@ class SessionsStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> SessionsAsyncStub: ...
     CreateSession: _grpc.UnaryUnaryMultiCallable[_sessions_pb2.CreateSessionRequest, _sessions_pb2.CreateSessionResponse]
-    """Makes a session. The same request_id again returns the session made before."""
+    """Makes a session. The same request_id again returns the session made before; for another agent
+    it is refused.
+    """
     GetSession: _grpc.UnaryUnaryMultiCallable[_sessions_pb2.GetSessionRequest, _sessions_pb2.GetSessionResponse]
     ListSessions: _grpc.UnaryUnaryMultiCallable[_sessions_pb2.ListSessionsRequest, _sessions_pb2.ListSessionsResponse]
     SendMessage: _grpc.UnaryUnaryMultiCallable[_sessions_pb2.SendMessageRequest, _sessions_pb2.SendMessageResponse]
@@ -60,7 +62,9 @@ class SessionsAsyncStub(SessionsStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     CreateSession: _aio.UnaryUnaryMultiCallable[_sessions_pb2.CreateSessionRequest, _sessions_pb2.CreateSessionResponse]  # type: ignore[assignment]
-    """Makes a session. The same request_id again returns the session made before."""
+    """Makes a session. The same request_id again returns the session made before; for another agent
+    it is refused.
+    """
     GetSession: _aio.UnaryUnaryMultiCallable[_sessions_pb2.GetSessionRequest, _sessions_pb2.GetSessionResponse]  # type: ignore[assignment]
     ListSessions: _aio.UnaryUnaryMultiCallable[_sessions_pb2.ListSessionsRequest, _sessions_pb2.ListSessionsResponse]  # type: ignore[assignment]
     SendMessage: _aio.UnaryUnaryMultiCallable[_sessions_pb2.SendMessageRequest, _sessions_pb2.SendMessageResponse]  # type: ignore[assignment]
@@ -89,7 +93,9 @@ class SessionsServicer(metaclass=_abc_1.ABCMeta):
         request: _sessions_pb2.CreateSessionRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_sessions_pb2.CreateSessionResponse, _abc.Awaitable[_sessions_pb2.CreateSessionResponse]]:
-        """Makes a session. The same request_id again returns the session made before."""
+        """Makes a session. The same request_id again returns the session made before; for another agent
+        it is refused.
+        """
 
     @_abc_1.abstractmethod
     def GetSession(
