@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import grpc
 from google.protobuf import any_pb2, duration_pb2
-from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-untyped]
+from google.rpc import error_details_pb2, status_pb2
 from grpc import aio
 
 from torpor import errors
@@ -21,6 +21,8 @@ DETAILS_KEY = "grpc-status-details-bin"
 #: more than 8 KiB. A message of this size and a few ids stay below that even if no byte is ASCII.
 MESSAGE_BYTES_MAX = 1_000
 ID_BYTES_MAX = 256
+#: In place of what is left out of a message.
+_GAP = b" [...] "
 
 
 class Row(NamedTuple):
@@ -84,7 +86,7 @@ def row(error: errors.TorporError) -> Row:
 def to_status(error: errors.TorporError) -> Status:
     """Return the status to abort a call with: `await context.abort(*status.to_status(error))`."""
     code, retry_after_s = row(error)
-    message = _cut(error.message, MESSAGE_BYTES_MAX)
+    message = _shortened(error.message)
     ids = {name: _cut(value, ID_BYTES_MAX) for name, value in error.ids.items()}
     info = error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=ids)
     rich = status_pb2.Status(code=code.value[0], message=message, details=[_packed(info)])
@@ -149,5 +151,14 @@ def _packed(
     return packed
 
 
+def _shortened(message: str) -> str:
+    """Return a message that fits: of a long one, as of a traceback, both ends matter."""
+    raw = message.encode(errors="replace")
+    if len(raw) <= MESSAGE_BYTES_MAX:
+        return raw.decode()
+    head, tail = raw[: MESSAGE_BYTES_MAX // 4], raw[-MESSAGE_BYTES_MAX * 3 // 4 + len(_GAP) :]
+    return head.decode(errors="ignore") + _GAP.decode() + tail.decode(errors="ignore")
+
+
 def _cut(text: str, bytes_max: int) -> str:
-    return text.encode()[:bytes_max].decode(errors="ignore")
+    return text.encode(errors="replace")[:bytes_max].decode(errors="ignore")

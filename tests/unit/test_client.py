@@ -1,5 +1,6 @@
 """The async client against a gateway of scripted answers."""
 
+import asyncio
 import os
 import pathlib
 from collections.abc import AsyncIterator
@@ -345,3 +346,28 @@ async def test_torpor_connect_is_this_client(gateway: ScriptedGateway) -> None:
     async with torpor.connect(gateway.address) as connected:
         assert await connected.admin.nodes() == []
     assert "authorization" not in gateway.metadata
+
+
+async def test_a_file_that_cannot_be_read_is_told(
+    gateway: ScriptedGateway, connected: client.Client, tmp_path: pathlib.Path
+) -> None:
+    """A local file that is gone is the caller's error, not a cancelled call."""
+    gateway.script["WriteFile"] = [workspaces_pb2.WriteFileResponse()]
+    with pytest.raises(FileNotFoundError):
+        await connected.sessions.handle("s").files.write("a.txt", tmp_path / "gone")
+
+
+async def test_watch_leaves_a_gateway_that_hangs(
+    connected: client.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stream that stays open and brings not even a heartbeat counts as broken."""
+
+    async def hang(*args: object, **fields: object) -> AsyncIterator[None]:
+        await asyncio.Event().wait()
+        yield
+
+    monkeypatch.setattr(watching, "SILENCE_MAX_S", 0.001)
+    watched = connected.sessions.handle("s")
+    monkeypatch.setattr(watched._link, "stream", hang)
+    with pytest.raises(errors.Unavailable, match="said nothing"):
+        await anext(watched.watch())

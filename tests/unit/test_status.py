@@ -1,5 +1,7 @@
 """The table between errors and gRPC statuses."""
 
+import os
+
 import grpc
 import pytest
 from grpc import aio
@@ -82,3 +84,17 @@ def test_long_messages_fit_into_headers() -> None:
     percent_encoded = 3 * len(answer.details.encode())
     base64 = sum(len(value) for _, value in answer.trailing_metadata) * 4 // 3
     assert percent_encoded + base64 < 8 << 10
+
+
+def test_of_a_long_message_both_ends_are_told() -> None:
+    """A traceback says at its beginning what failed, and at its end why."""
+    answer = status.to_status(errors.AgentImportFailed("cannot import m:C\n" + "x" * 5_000 + "why"))
+    assert answer.details.startswith("cannot import m:C\n")
+    assert answer.details.endswith("why")
+
+
+def test_a_name_that_is_not_utf_8_does_not_break_the_answer() -> None:
+    """A file's name may hold any bytes, and errors name files."""
+    name = os.fsdecode(b"\xff.txt")
+    answer = status.to_status(errors.WorkspaceFileNotFound(f"there is no {name}", path=name))
+    assert answer.details == "there is no ?.txt"

@@ -100,7 +100,7 @@ class Files:
             timeout_s: for everything, retries included.
 
         Raises:
-            PathOutsideWorkspace, WorkspaceQuotaExceeded, SessionPaused
+            PathOutsideWorkspace, WorkspaceQuotaExceeded
             OSError: the local file cannot be read.
         """
         header = workspaces_pb2.WriteFileHeader(
@@ -111,9 +111,17 @@ class Files:
         )
 
         async def once(left_s: float) -> workspaces_pb2.WriteFileResponse:
-            return await self._link.workspaces.WriteFile(
-                _requests(header, content), timeout=left_s, metadata=self._link.metadata
-            )
+            problems: list[OSError] = []
+            requests = _requests(header, content, problems)
+            try:
+                return await self._link.workspaces.WriteFile(
+                    requests, timeout=left_s, metadata=self._link.metadata
+                )
+            except asyncio.CancelledError:
+                # This is how gRPC ends a call whose requests cannot be made.
+                if problems:
+                    raise problems[0] from None
+                raise
 
         response = await self._link.retrying(
             once, timeout_s=timeout_s, default_s=connection.TRANSFER_TIMEOUT_S
@@ -141,13 +149,16 @@ def _appearing(local: pathlib.Path) -> Generator[BinaryIO]:
 
 
 async def _requests(
-    header: workspaces_pb2.WriteFileHeader, content: values.Content
+    header: workspaces_pb2.WriteFileHeader, content: values.Content, problems: list[OSError]
 ) -> AsyncGenerator[workspaces_pb2.WriteFileRequest]:
     yield workspaces_pb2.WriteFileRequest(header=header)
     pieces = _cut(content) if isinstance(content, bytes) else _read(content)
     try:
         while piece := await asyncio.to_thread(next, pieces, b""):
             yield workspaces_pb2.WriteFileRequest(data=piece)
+    except OSError as error:
+        problems.append(error)
+        raise
     finally:
         pieces.close()
 

@@ -1,5 +1,6 @@
 """Following a session's events across whatever happens to connections, gateways and owners."""
 
+import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 
@@ -13,6 +14,8 @@ from torpor.v1 import sessions_pb2
 #: Connections in a row that bring nothing, not even a heartbeat. Each comes after a longer wait (up
 #: to 5 s): when no gateway answers for that long, whoever watches should hear of it.
 FRUITLESS_MAX = 12
+#: A gateway that works says something every 15 s; one that hangs may keep its connection open.
+SILENCE_MAX_S = 60.0
 
 
 class Cursor:
@@ -66,17 +69,31 @@ async def watch(
         try:
             stream = connection.stream(connection.sessions.WatchEvents, request, timeout_s=None)
             async with aclosing(stream) as responses:
-                async for response in responses:
+                while (response := await _next(responses)) is not None:
                     fruitless = 0
                     item = _item(response, cursor)
                     if item is not None:
                         yield item
         except aio.AioRpcError as rpc_error:
             error, least_s = status.failure(rpc_error, address=connection.address)
+        except errors.Unavailable as silence:
+            error = silence
         fruitless += 1
         if not error.retryable or fruitless >= FRUITLESS_MAX:
             raise error
         await connection.clock.sleep(connection.policy.delay_s(fruitless, at_least_s=least_s))
+
+
+async def _next(
+    responses: AsyncGenerator[sessions_pb2.WatchEventsResponse],
+) -> sessions_pb2.WatchEventsResponse | None:
+    try:
+        async with asyncio.timeout(SILENCE_MAX_S):
+            return await anext(responses, None)
+    except TimeoutError:
+        raise errors.Unavailable(
+            f"the gateway said nothing for {SILENCE_MAX_S:g} s, not even that it is there"
+        ) from None
 
 
 def _item(
