@@ -1,6 +1,6 @@
 """Content-addressed bytes in shared storage, as a protocol.
 
-A digest is `b3-` and 64 hex digits of BLAKE3, so the algorithm is named and the digest is a file name.
+A digest is `b3-` and 64 hex digits of BLAKE3: it names the algorithm, and is a file name.
 Blobs belong to a tenant, are created once and never changed. A blob is published by the commit that
 names it: what no commit names is an orphan.
 """
@@ -14,8 +14,8 @@ from typing import Protocol, Self
 class Upload(Protocol):
     """Blobs that become durable together.
 
-    As a context manager: on a clean exit every blob put is durable (files, then folders, synced once);
-    after an exception nothing is promised and what was half written is removed.
+    As a context manager: on a clean exit every blob put is durable (files, then folders, synced
+    once); after an exception nothing is promised and what was half written is removed.
     """
 
     def __enter__(self) -> Self: ...
@@ -63,7 +63,7 @@ class BlobStore(Protocol):
         ...
 
     def chunks(self, tenant: str, digest: str) -> Iterator[bytes]:
-        """Yield a blob in pieces of `FILE_CHUNK_BYTES`; raises `BlobCorrupt` at its end if the hash differs.
+        """Yield a blob in pieces of `FILE_CHUNK_BYTES`, and check its hash at the end.
 
         Raises:
             BlobMissing, BlobCorrupt, StorageUnavailable

@@ -38,7 +38,7 @@ class MemorySessions:
         there = self._sessions.get(new.key)
         if there is None:
             first = record_codec.created_event(new)
-            there = self._sessions[new.key] = _Session(_new_head(new), new.request_id, first)
+            there = self._sessions[new.key] = _Session(new.head(), new.request_id, first)
         found = self._living(new.key)
         if there.request_id != new.request_id:
             raise errors.SessionExists(tenant=new.key.tenant, session=new.key.session)
@@ -216,28 +216,6 @@ class MemorySessions:
         if (session.head.epoch, session.head.nonce) != (epoch, nonce):
             raise _refusal(errors.Fenced, key)
         return session
-
-
-def _new_head(new: records.NewSession) -> records.Head:
-    return records.Head(
-        key=new.key,
-        agent=new.agent,
-        agent_version=new.agent_version,
-        status=records.Status.IDLE,
-        epoch=0,
-        nonce="",
-        owner=None,
-        version=1,
-        next_seq=2,
-        hot_from=1,
-        cold_index="",
-        commit_id="",
-        checkpoint=None,
-        manifest="",
-        usage=records.Usage(),
-        created_ms=new.created_ms,
-        updated_ms=new.created_ms,
-    )
 
 
 def _page_token(head: records.Head) -> str:

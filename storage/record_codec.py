@@ -50,10 +50,11 @@ def digest_of(value: bytes) -> str:
 
 
 def new_head(new: records.NewSession) -> list[Argument]:
-    """Return the head's fields and values after creation, which is commit 1."""
-    created: list[Argument] = ["e", 0, "v", 1, "s", 2, "h", 1, "t", records.Status.IDLE.value]
-    created += ["a", new.agent, "av", new.agent_version]
-    created += ["cm", new.created_ms, "um", new.created_ms]
+    """Return the head's fields and values after creation, without those that are empty."""
+    head = new.head()
+    created: list[Argument] = ["a", head.agent, "av", head.agent_version, "t", head.status.value]
+    created += ["e", head.epoch, "v", head.version, "s", head.next_seq, "h", head.hot_from]
+    created += ["cm", head.created_ms, "um", head.updated_ms]
     return created
 
 

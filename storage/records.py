@@ -40,7 +40,7 @@ class Owner(msgspec.Struct, frozen=True, kw_only=True):
 class CheckpointRef(msgspec.Struct, frozen=True, kw_only=True):
     """What a wake restores: state and workspace of one version."""
 
-    #: The version and epoch that wrote the *state* (a commit that changes no state keeps the reference).
+    #: The version and epoch that wrote the *state*: a commit that changes none keeps the reference.
     version: int
     epoch: int
     #: The session that wrote the state.
@@ -81,7 +81,7 @@ class Head(msgspec.Struct, frozen=True, kw_only=True):
     hot_from: int
     #: Digest of the index of cold segments; empty when there are none.
     cold_index: str
-    #: The id of the last commit: how an owner learns whether a write whose answer was lost took place.
+    #: The id of the last commit: tells an owner whether a write whose answer was lost took place.
     commit_id: str
     #: None before the first turn.
     checkpoint: CheckpointRef | None
@@ -113,7 +113,7 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     state: OutcomeState
     #: Of the commit that resolved it; 0 while pending.
     version: int = 0
-    #: Of the event that answers it (`agent.message` or `agent.error`); 0 while pending or if none does.
+    #: Of the event that answers it (`agent.message` or `agent.error`); 0 while none does.
     seq: int = 0
     #: When it was resolved, by the owner's clock.
     at_ms: int = 0
@@ -135,6 +135,28 @@ class NewSession(msgspec.Struct, frozen=True, kw_only=True):
     agent_version: int
     request_id: str
     created_ms: int
+
+    def head(self) -> Head:
+        """Return the head of the new session: at commit 1, with one event, owned by nobody."""
+        return Head(
+            key=self.key,
+            agent=self.agent,
+            agent_version=self.agent_version,
+            status=Status.IDLE,
+            epoch=0,
+            nonce="",
+            owner=None,
+            version=1,
+            next_seq=2,
+            hot_from=1,
+            cold_index="",
+            commit_id="",
+            checkpoint=None,
+            manifest="",
+            usage=Usage(),
+            created_ms=self.created_ms,
+            updated_ms=self.created_ms,
+        )
 
 
 class Commit(msgspec.Struct, frozen=True, kw_only=True):
@@ -231,7 +253,7 @@ class AgentVersion(msgspec.Struct, frozen=True, kw_only=True):
     version: int
     #: `module:Class`, importable on every node.
     import_path: str
-    #: Digest of the module's source and the settings: registering the same again makes no new version.
+    #: Of the module's source and the settings: registering the same again makes no new version.
     digest: str
     settings: definition.AgentSettings
     created_ms: int
@@ -277,7 +299,7 @@ class NodeLoad(msgspec.Struct, frozen=True, kw_only=True):
     #: Activations under way.
     activating: int
     sessions_max: int
-    #: Of the node's share of the machine, 0 to 1 and above when overcommitted; smoothed over seconds.
+    #: Of the node's share of the machine, 0 to 1, above when overcommitted; smoothed over seconds.
     cpu: float
     #: Used share of the memory that the node may use, 0 to 1.
     memory: float

@@ -5,7 +5,7 @@ from torpor.storage import keys, records, redis_wire, scripts
 
 
 class RedisWakeIndex:
-    """`torpor.storage.store.WakeIndex` on Redis. A hint's score is about when it was written, in ms."""
+    """`torpor.storage.store.WakeIndex` on Redis. A hint's score is when it was written, in ms."""
 
     def __init__(self, wire: redis_wire.Wire, time: clock.Clock) -> None:
         self._wire = wire

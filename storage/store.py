@@ -75,11 +75,13 @@ class Sessions(Protocol):
         ...
 
     async def release(self, key: records.SessionKey, *, epoch: int, nonce: str) -> bool:
-        """Give up ownership; False, and nothing changed, while the inbox of a session that is not
-        paused holds something.
+        """Give up ownership, unless the inbox holds something and the session is not paused.
+
+        Then False, and nothing changed.
 
         Raises:
             Fenced: the caller no longer owns it.
+            SessionDeleted, SessionNotFound
         """
         ...
 
@@ -145,8 +147,9 @@ class WakeIndex(Protocol):
         ...
 
     async def clear(self, key: records.SessionKey) -> None:
-        """Remove the hint unless the inbox of a session that is not paused or deleted holds
-        something, or the hint was written again since that was looked at.
+        """Remove the hint unless there is something to wake for, or a writer has hinted meanwhile.
+
+        There is when the inbox of a session that is not paused or deleted holds something.
         """
         ...
 

@@ -1,8 +1,8 @@
 """Agent sessions that live as Ray actors, sleep in Redis, and wake exactly where they were."""
 
-from torpor.definition import Agent, agent
 from torpor.connecting import connect, connect_sync
 from torpor.context import Context
+from torpor.definition import Agent, agent
 from torpor.messages import Event, Message, Reply
 
 __all__ = ["Agent", "Context", "Event", "Message", "Reply", "agent", "connect", "connect_sync"]

@@ -37,7 +37,6 @@ _BOUNDS: dict[str, Any] = {
     "memory_low": pydantic.Field(gt=0, le=1),
     # A node renews its lease several times in this span; less is shorter than ordinary pauses.
     "lease_ttl_ms": pydantic.Field(ge=1_000),
-    "tenant_resident_max": pydantic.Field(ge=1),
 }
 _FIELDS = {field.name: field for field in msgspec.structs.fields(deployment.Deployment)}
 _PATHS = frozenset(name for name, field in _FIELDS.items() if field.type is pathlib.Path)

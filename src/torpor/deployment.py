@@ -61,5 +61,3 @@ class Deployment(msgspec.Struct, frozen=True, kw_only=True):
     lease_ttl_ms: int = 10_000
     #: Whether Ray's head node hosts sessions too.
     head_hosts_sessions: bool = False
-    #: Resident sessions of one tenant, over all nodes.
-    tenant_resident_max: int = 1_000

@@ -1,23 +1,16 @@
 """Every store that torpor ships passes the conformance suite."""
 
-import pathlib
 import time
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
-from torpor import deployment
 from torpor.storage import memory_store, redis_store
-from torpor.testing import conformance, valkey
+from torpor.testing import conformance, store_samples, valkey
 
 
 async def _opened(server: valkey.Server) -> AsyncIterator[redis_store.RedisStore]:
-    nowhere = pathlib.Path("unused")
-    store = redis_store.open(
-        deployment.Deployment(
-            store_url=server.url, storage=nowhere, scratch=nowhere, signing_key_file=nowhere
-        )
-    )
+    store = redis_store.open(store_samples.deployment_at(server.url))
     assert await store.check_durability() == ()
     yield store
     await store.close()

@@ -5,7 +5,7 @@ import os
 import signal
 
 import ray
-from shared_cluster import Cluster, Gate, events, texts
+from shared_cluster import SLOW_S, Cluster, Gate, events, texts
 
 from torpor import client, messages
 from torpor.testing.eventually import assert_eventually
@@ -104,6 +104,46 @@ async def test_node_agent_killed(cluster: Cluster, session: client.Session) -> N
     await session.evict()
     await cluster.take_to(session, name)
     assert (await session.send("return str(self.n)")).text == "7"
+
+
+async def test_owner_that_does_not_know_it_is_out(
+    cluster: Cluster, session: client.Session
+) -> None:
+    """A node agent stands still past its lease: its sessions are taken over while they still live.
+
+    The former owner answers a gateway that knows nothing yet, and is fenced by its commit. Once
+    it goes on, the agent ends that process and comes back as a new incarnation.
+    """
+    count = "self.n = getattr(self, 'n', 0) + 1; import os; return f'{self.n} {os.getpid()}'"
+    old_pid = int((await session.send(count)).text.split()[1])
+    name = await cluster.home(session)
+    before = (await cluster.head(session)).owner
+    agent_pid = await cluster.node_agent(name).__ray_call__.remote(lambda _: os.getpid())
+    os.kill(agent_pid, signal.SIGSTOP)
+    try:
+
+        async def lapsed() -> bool:
+            return not await cluster.store.nodes.lease_stands(before.node, before.incarnation)
+
+        await assert_eventually(lapsed, SLOW_S)
+        # A gateway that has never seen the session finds the lease gone.
+        newcomer = cluster.clients[1].sessions.handle(session.id)
+        moved, new_pid = (await newcomer.send(count)).text.split()
+        assert moved == "2"
+        assert await cluster.home(session) != name
+        assert not _dead(old_pid)
+        # The gateway that has seen it calls the former owner first.
+        assert (await session.send(count)).text == f"3 {new_pid}"
+    finally:
+        os.kill(agent_pid, signal.SIGCONT)
+
+    async def back() -> bool:
+        views = {view.record.name: view for view in await cluster.store.nodes.views()}
+        here = views[name]
+        return here.alive and here.record.incarnation != before.incarnation and _dead(old_pid)
+
+    await assert_eventually(back, SLOW_S)
+    assert texts(await events(session, messages.AGENT_MESSAGE))[-1] == f"3 {new_pid}"
 
 
 async def test_gateway_killed(cluster: Cluster, session: client.Session) -> None:

@@ -1,7 +1,9 @@
 """Pausing, resuming and deleting sessions, awake and asleep."""
 
+import asyncio
+
 import pytest
-from shared_cluster import Cluster, events
+from shared_cluster import Cluster, Gate, events
 
 from torpor import client, errors, messages
 from torpor.testing.eventually import assert_eventually
@@ -64,6 +66,31 @@ async def test_deleted_stays_deleted(
     listed = [info.id async for info in cluster.client.sessions.list()]
     assert session.id not in listed
     await assert_eventually(lambda: _ended(int(pid)))
+
+
+async def test_deleted_in_the_middle_of_a_turn(session: client.Session, gate: Gate) -> None:
+    """The turn under way is not committed; its caller learns that the session is gone."""
+    turn = asyncio.create_task(session.send(f"{gate.code}; return 'too late'"))
+    pid = await gate.reached()
+    await session.delete()
+    gate.open()
+    with pytest.raises(errors.SessionDeleted):
+        await turn
+    await assert_eventually(lambda: _ended(pid))
+
+
+async def test_paused_in_the_middle_of_a_turn(session: client.Session, gate: Gate) -> None:
+    """The turn under way ends as usual; what comes after the pause is refused."""
+    turn = asyncio.create_task(session.send(f"self.n = 1; {gate.code}; return 'done'"))
+    await gate.reached()
+    pausing = asyncio.create_task(session.pause())
+    gate.open()
+    assert (await turn).text == "done"
+    assert (await pausing).status == "paused"
+    with pytest.raises(errors.SessionPaused):
+        await session.send("return 'no'")
+    await session.resume()
+    assert (await session.send("return str(self.n)")).text == "1"
 
 
 async def _ended(pid: int) -> bool:

@@ -55,14 +55,14 @@ def test_streams_are_kept_apart_and_taken_once(capture: Capture, tmp_path: pathl
 def test_text_beyond_the_bound_is_counted(capture: Capture) -> None:
     """The beginning is kept, the rest counted; the next turn has its whole room again."""
     captures = capture()
-    sys.stdout.write("a" * (limits.OUTPUT_BYTES_MAX - 1))
+    sys.stdout.write("a" * (limits.OUTPUT_CHARS_MAX - 1))
     sys.stdout.write("bcd")
     taken = captures.take()
     assert taken is not None
-    assert taken["stdout"] == "a" * (limits.OUTPUT_BYTES_MAX - 1) + "b"
+    assert taken["stdout"] == "a" * (limits.OUTPUT_CHARS_MAX - 1) + "b"
     assert taken["stdout_dropped"] == 2
-    sys.stdout.write("x" * limits.OUTPUT_BYTES_MAX)
-    assert captures.take() == {"stdout": "x" * limits.OUTPUT_BYTES_MAX}
+    sys.stdout.write("x" * limits.OUTPUT_CHARS_MAX)
+    assert captures.take() == {"stdout": "x" * limits.OUTPUT_CHARS_MAX}
 
 
 def test_threads_lose_nothing(capture: Capture) -> None:

@@ -1,12 +1,11 @@
 """The wire bounds its connections and its patience, and Redis holds sleeping sessions small."""
 
 import asyncio
-import pathlib
 from collections.abc import AsyncIterator
 
 import pytest
 
-from torpor import deployment, errors
+from torpor import errors
 from torpor.storage import keys, records, redis_store, redis_wire
 from torpor.testing import store_samples, valkey
 
@@ -14,11 +13,7 @@ from torpor.testing import store_samples, valkey
 @pytest.fixture
 async def store(store_server: valkey.Server) -> AsyncIterator[redis_store.RedisStore]:
     """Yield a store on the run's server."""
-    nowhere = pathlib.Path("unused")
-    settings = deployment.Deployment(
-        store_url=store_server.url, storage=nowhere, scratch=nowhere, signing_key_file=nowhere
-    )
-    store = redis_store.open(settings)
+    store = redis_store.open(store_samples.deployment_at(store_server.url))
     yield store
     await store.close()
 

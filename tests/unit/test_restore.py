@@ -22,13 +22,6 @@ QUOTA = 1 << 30
 
 
 @pytest.fixture
-def root(tmp_path: pathlib.Path) -> pathlib.Path:
-    """Return an empty workspace."""
-    (tmp_path / "workspace").mkdir()
-    return tmp_path / "workspace"
-
-
-@pytest.fixture
 def store(tmp_path: pathlib.Path) -> local_blobs.LocalBlobStore:
     """Return a store in `tmp_path/storage`."""
     return local_blobs.LocalBlobStore(tmp_path / "storage")

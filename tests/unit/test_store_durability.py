@@ -20,14 +20,7 @@ async def open_store(own_store_server: valkey.Server) -> AsyncIterator[Open]:
     opened: list[redis_store.RedisStore] = []
 
     def open_one(level: deployment.Durability) -> redis_store.RedisStore:
-        nowhere = pathlib.Path("unused")
-        settings = deployment.Deployment(
-            store_url=own_store_server.url,
-            durability=level,
-            storage=nowhere,
-            scratch=nowhere,
-            signing_key_file=nowhere,
-        )
+        settings = store_samples.deployment_at(own_store_server.url, level)
         opened.append(redis_store.open(settings))
         return opened[-1]
 

@@ -1,12 +1,11 @@
 """What a store says when its server is away, full, read-only, or answers and is not heard."""
 
 import asyncio
-import pathlib
 from collections.abc import AsyncIterator, Callable
 
 import pytest
 
-from torpor import deployment, errors
+from torpor import errors
 from torpor.storage import keys, redis_store
 from torpor.testing import eventually, proxy, store_samples, valkey
 
@@ -19,11 +18,7 @@ async def open_store() -> AsyncIterator[Open]:
     opened: list[redis_store.RedisStore] = []
 
     def open_one(url: str) -> redis_store.RedisStore:
-        nowhere = pathlib.Path("unused")
-        settings = deployment.Deployment(
-            store_url=url, storage=nowhere, scratch=nowhere, signing_key_file=nowhere
-        )
-        opened.append(redis_store.open(settings))
+        opened.append(redis_store.open(store_samples.deployment_at(url)))
         return opened[-1]
 
     yield open_one

@@ -11,13 +11,6 @@ from torpor.testing import workspaces
 
 
 @pytest.fixture
-def root(tmp_path: pathlib.Path) -> pathlib.Path:
-    """Return an empty workspace."""
-    (tmp_path / "workspace").mkdir()
-    return tmp_path / "workspace"
-
-
-@pytest.fixture
 def store(tmp_path: pathlib.Path) -> workspaces.RecordingBlobs:
     """Return a store that notes what is read and written."""
     return workspaces.RecordingBlobs(local_blobs.LocalBlobStore(tmp_path / "storage"))

@@ -44,6 +44,8 @@ async def _serve(options: DevOptions) -> None:
         for number in (signal.SIGINT, signal.SIGTERM):
             asyncio.get_running_loop().add_signal_handler(number, stop.set)
         await _register(here, options.agents)
+        if here.cluster.dashboard:
+            _say(f"Ray's dashboard is on http://{here.cluster.dashboard}")
         _say(
             f"ready on {', '.join(here.gateways)}; the API key is in {options.folder}/api-key\n"
             '  torpor sessions create notebook --id first && torpor sessions send first "1 + 1"\n'

@@ -1,1 +1,1 @@
-"""What users and torpor itself test with: conformance suites, clocks, servers, waiting for conditions."""
+"""What users and torpor itself test with: conformance suites, clocks, servers, waiting."""

@@ -1,7 +1,7 @@
 """A cluster without Ray: nodes and session owners in this process, for tests of the router.
 
-Its sessions answer each message with `echo: ` and the text, and commit the turn to the store, fenced
-as real ones are. Nodes can be made to refuse, to fall silent and to die.
+Its sessions answer each message with `echo: ` and the text, and commit the turn to the store,
+fenced as real ones are. Nodes can be made to refuse, to fall silent and to die.
 """
 
 import asyncio

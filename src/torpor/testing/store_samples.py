@@ -1,8 +1,11 @@
 """Records for tests of stores: the common case, with what matters to a test as arguments."""
 
+import pathlib
 from typing import Any
 
-from torpor import definition, ids, limits, messages
+import msgspec
+
+from torpor import definition, deployment, ids, limits, messages
 from torpor.storage import keys, records, store
 
 AT_MS = 1_700_000_000_000
@@ -109,22 +112,19 @@ def _fresh() -> records.SessionKey:
 
 def head() -> records.Head:
     """Return the head of a session that no store has, as its owner would see it."""
-    return records.Head(
-        key=key(),
-        agent="notebook",
-        agent_version=1,
-        status=records.Status.IDLE,
-        epoch=1,
-        nonce="nonce-1",
-        owner=OWNER,
-        version=1,
-        next_seq=2,
-        hot_from=1,
-        cold_index="",
-        commit_id="",
-        checkpoint=None,
-        manifest="",
-        usage=records.Usage(),
-        created_ms=AT_MS,
-        updated_ms=AT_MS,
+    made = new(key()).head()
+    return msgspec.structs.replace(made, epoch=1, nonce="nonce-1", owner=OWNER)
+
+
+def deployment_at(
+    store_url: str, durability: deployment.Durability = deployment.Durability.FSYNC
+) -> deployment.Deployment:
+    """Return a deployment that has nothing but a store."""
+    nowhere = pathlib.Path("unused")
+    return deployment.Deployment(
+        store_url=store_url,
+        durability=durability,
+        storage=nowhere,
+        scratch=nowhere,
+        signing_key_file=nowhere,
     )

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from types import TracebackType
 from typing import Self
 
-from torpor.storage import blobs
+from torpor.storage import blobs, snapshot
 
 
 def describe(root: pathlib.Path) -> dict[str, tuple[str, int, bytes]]:
@@ -51,6 +51,13 @@ def make_oddities(root: pathlib.Path) -> None:
     (root / "read only").mkdir()
     (root / "read only" / "inside").write_bytes(b"in")
     (root / "read only").chmod(0o555)
+
+
+def commit(snapshotter: snapshot.Snapshotter) -> snapshot.Snapshot:
+    """Take a snapshot, as if a commit then named it."""
+    taken = snapshotter.snapshot()
+    snapshotter.adopt(taken.tree)
+    return taken
 
 
 class RecordingBlobs:
