@@ -53,7 +53,8 @@ class LocalCluster:
             self._add(f"node-{number}", **extra)
         self.address = str(self._cluster.address)
         #: Ray's dashboard, `host:port`; empty without one.
-        self.dashboard = str(self._cluster.head_node.webui_url or "") if dashboard else ""
+        head: Any = self._cluster.head_node
+        self.dashboard = str(head.webui_url or "") if dashboard else ""
 
     def connect(self) -> None:
         """Make this process a driver of the cluster."""
