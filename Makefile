@@ -35,8 +35,10 @@ check: $(INSTALLED) ## format, lint, types, architecture, spelling, generated co
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/mypy tests/typing/api.py tests/typing/misuse.py
 	$(BIN)/lint-imports
 	$(BIN)/codespell
+	$(BIN)/buf lint
 	$(BIN)/python tools/protos.py --check
 	$(BIN)/python tools/house.py
 

@@ -44,8 +44,8 @@ class Agent:
     """An agent: its attributes are the session's state, its methods handle messages.
 
     Instances are pickled at every turn's end and come back in another process, so attributes must
-        be
-    picklable; a client or a lock is made in `on_wake` and kept out of the state by `__getstate__`.
+    be picklable; a client or a lock is made in `on_wake`, and `__getstate__` keeps it out of the
+    state.
     """
 
     #: Evicted after this long without work.
