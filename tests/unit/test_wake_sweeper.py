@@ -89,50 +89,42 @@ async def test_one_broken_session_does_not_keep_others_asleep(
     assert (await parts.head()).version == 2
 
 
-async def test_what_is_wrong_with_one_session_does_not_end_the_sweep(
+@pytest.fixture
+async def broken(
     parts: router_parts.RouterParts, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Also an error that nobody foresaw; the hint goes behind the others and is looked at again."""
-    broken = same_shard(router_parts.KEY)
-    await parts.store.wake.ensure(broken)
+) -> records.SessionKey:
+    """A hinted session, swept just before the healthy one, whose head cannot be read."""
+    others = (records.SessionKey("acme", f"other-{i}") for i in range(1_000))
+    shard = keys.wake_shard(router_parts.KEY)
+    key = next(other for other in others if keys.wake_shard(other) == shard)
+    await parts.store.wake.ensure(key)
     await enqueue(parts)
     head = parts.store.sessions.head
 
-    async def damaged(key: records.SessionKey) -> records.Head:
-        if key == broken:
+    async def damaged(asked: records.SessionKey) -> records.Head:
+        if asked == key:
             raise ZeroDivisionError
-        return await head(key)
+        return await head(asked)
 
     monkeypatch.setattr(parts.store.sessions, "head", damaged)
+    return key
+
+
+async def test_what_is_wrong_with_one_session_does_not_end_the_sweep(
+    parts: router_parts.RouterParts, broken: records.SessionKey
+) -> None:
+    """Also an error that nobody foresaw; the hint stays, behind the others."""
     await sweep_all(parts)
     assert (await parts.head()).version == 2
-    shard = keys.wake_shard(broken)
-    assert (await parts.store.wake.hinted(shard, limit=10))[-1] == broken
+    assert (await parts.store.wake.hinted(keys.wake_shard(broken), limit=10))[-1] == broken
 
 
 async def test_sessions_that_never_wake_do_not_crowd_out_others(
-    parts: router_parts.RouterParts, monkeypatch: pytest.MonkeyPatch
+    parts: router_parts.RouterParts, broken: records.SessionKey, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A sweep looks at so many hints; those that failed are not the first ones next time."""
     monkeypatch.setattr(limits, "WAKE_SWEEP_MAX", 1)
-    broken = same_shard(router_parts.KEY)
-    await parts.store.wake.ensure(broken)
-    await enqueue(parts)
-    head = parts.store.sessions.head
-
-    async def damaged(key: records.SessionKey) -> records.Head:
-        if key == broken:
-            raise errors.CheckpointCorrupt
-        return await head(key)
-
-    monkeypatch.setattr(parts.store.sessions, "head", damaged)
     await sweep_all(parts)
     assert (await parts.head()).version == 1
     await sweep_all(parts)
     assert (await parts.head()).version == 2
-
-
-def same_shard(key: records.SessionKey) -> records.SessionKey:
-    """Return another session whose hint lies in the same shard."""
-    others = (records.SessionKey(key.tenant, f"other-{i}") for i in range(1_000))
-    return next(o for o in others if keys.wake_shard(o) == keys.wake_shard(key))
