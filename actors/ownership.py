@@ -304,6 +304,7 @@ class Ownership:
             status=commit.status or self.head.status,
             usage=commit.usage or self.head.usage,
             updated_ms=commit.at_ms,
+            fruitless=0,
         )
 
     def _forget_old(self) -> None:

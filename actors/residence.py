@@ -9,7 +9,6 @@ import contextlib
 import logging
 import resource
 import time
-from typing import Any
 
 import msgspec
 
@@ -24,6 +23,7 @@ from torpor.actors import (
     protocol,
     slot_board,
     turn_context,
+    turn_record,
 )
 from torpor.storage import blobs, digests, records, snapshot, store, workspace_files
 
@@ -152,6 +152,15 @@ class Residence:
             # It was handled before its acceptance was repeated; only the item is left to remove.
             await self._commit(ownership.Change(consumed=(request_id,)))
             return
+        if self._owned.head.fruitless > limits.FRUITLESS_CLAIMS_MAX:
+            error = errors.MessageGivenUp(session=self._key.session, request_id=request_id)
+            failure = agent_thread.TurnFailure(
+                reason=error.reason, message=error.message, traceback=""
+            )
+            await self._commit(
+                turn_record.change(item.message, item.body_digest, failure, consumed=(request_id,))
+            )
+            return
         await self._turn(item.message, item.body_digest, consumed=(request_id,))
 
     async def _turn(
@@ -182,7 +191,15 @@ class Residence:
             cpu_ms=_cpu_ms() - cpu_before_ms,
             busy_ms=int((time.monotonic() - began_s) * 1000),
         )
-        change = self._change(ctx, message, body_digest, result, consumed, usage)
+        change = turn_record.change(
+            message,
+            body_digest,
+            result,
+            printed=self._captures.take(),
+            emitted=ctx.emitted,
+            consumed=consumed,
+            usage=usage,
+        )
         committed = await self._commit(change)
         if isinstance(result, agent_thread.TurnResult):
             self._snapshotter.adopt(result.snapshot.tree)
@@ -190,61 +207,7 @@ class Residence:
             # The agent object and the files hold half a turn; only a fresh process has the turn's
             # start.
             await self._spoil()
-        answer = change.drafts[-1]
-        event = messages.Event(
-            seq=committed.next_seq - 1,
-            type=answer.type,
-            data=answer.data,
-            version=committed.version,
-            at_ms=0,
-        )
-        return ownership.answer_of(event, repeated=False)
-
-    def _change(
-        self,
-        ctx: turn_context.TurnContext,
-        message: messages.Message,
-        body_digest: str,
-        result: agent_thread.TurnResult | agent_thread.TurnFailure,
-        consumed: tuple[str, ...],
-        usage: records.Usage,
-    ) -> ownership.Change:
-        request = {"request_id": message.request_id, "body_digest": body_digest}
-        said: dict[str, Any] = {"text": message.text, "sender": message.sender, **request}
-        if message.data:
-            said["data"] = message.data
-        before = [turn_context.Draft(type=messages.USER_MESSAGE, data=said)]
-        printed = self._captures.take()
-        if printed is not None:
-            before.append(turn_context.Draft(type=messages.AGENT_OUTPUT, data=printed))
-        if isinstance(result, agent_thread.TurnFailure):
-            failed = {
-                "reason": result.reason,
-                "message": result.message,
-                "traceback": result.traceback,
-            }
-            answer = turn_context.Draft(type=messages.AGENT_ERROR, data=request | failed)
-            return ownership.Change(
-                drafts=(*before, answer),
-                request_id=message.request_id,
-                body_digest=body_digest,
-                outcome=records.OutcomeState.FAILED,
-                consumed=consumed,
-                usage=usage,
-            )
-        replied: dict[str, object] = {"text": result.reply.text}
-        if result.reply.data:
-            replied["data"] = result.reply.data
-        answer = turn_context.Draft(type=messages.AGENT_MESSAGE, data=request | replied)
-        return ownership.Change(
-            drafts=(*before, *ctx.emitted, answer),
-            state=result.state,
-            manifest=result.snapshot.manifest,
-            request_id=message.request_id,
-            body_digest=body_digest,
-            consumed=consumed,
-            usage=usage,
-        )
+        return ownership.answer_of(turn_record.answer(change, committed), repeated=False)
 
     # --- everything else --------------------------------------------------------------------------
 

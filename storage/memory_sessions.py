@@ -72,7 +72,8 @@ class MemorySessions:
         observed = (head.epoch, incarnation) == (claim.observed_epoch, claim.observed_incarnation)
         if not again and not observed:
             raise _refusal(errors.Fenced, claim.key)
-        session.change(epoch=epoch, nonce=claim.nonce, owner=claim.owner)
+        fruitless = head.fruitless + (0 if again or not session.inbox else 1)
+        session.change(epoch=epoch, nonce=claim.nonce, owner=claim.owner, fruitless=fruitless)
         return records.Acquired(
             head=session.head,
             inline_state=session.state,
@@ -104,6 +105,7 @@ class MemorySessions:
             next_seq=head.next_seq + len(commit.events),
             commit_id=commit.commit_id,
             updated_ms=commit.at_ms,
+            fruitless=0,
             **given,
         )
         self._nudge(commit.key, b"c")

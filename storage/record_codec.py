@@ -8,7 +8,7 @@ one small allocation, and a sleeping session is little else.
     t  status          on owner's node      h  hot_from    ko checkpoint: origin
     r  request that    oi its incarnation   x  cold index  m  manifest
        created it      oa its actor         c  commit id   u  usage
-    d  deleted         cm created, ms       um updated, ms
+    d  deleted         cm created, ms       um updated, ms   f  fruitless claims
 """
 
 from collections.abc import Mapping, Sequence
@@ -114,6 +114,7 @@ def head(key: records.SessionKey, reply: Sequence[bytes]) -> records.Head:
         checkpoint=_checkpoint(fields),
         manifest=digest_of(fields.get(b"m", b"")),
         usage=_usage(fields),
+        fruitless=int(fields.get(b"f", b"0")),
         created_ms=int(fields[b"cm"]),
         updated_ms=int(fields[b"um"]),
     )

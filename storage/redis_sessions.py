@@ -84,7 +84,7 @@ class RedisSessions:
         key, owner = claim.key, claim.owner
         answer, state, hot, inbox, dedup, head = await scripts.script("acquire").run(
             self._wire,
-            (keys.head(key),),
+            (keys.head(key), keys.inbox(key)),
             (
                 claim.observed_epoch,
                 claim.observed_incarnation,

@@ -16,7 +16,7 @@
     │                        · OwnerUnreachable · ActivationFailed · OutcomeUnknown · NodeDraining
     ├── DataLoss             BlobCorrupt · BlobMissing · CheckpointCorrupt · HistoryGap
     ├── DeadlineExceeded
-    ├── TurnFailed           StateNotPicklable · TurnTimedOut · WorkspaceUnreadable
+    ├── TurnFailed           StateNotPicklable · TurnTimedOut · WorkspaceUnreadable · MessageGivenUp
     └── Internal
 
 The second level decides the gRPC status code (`torpor.status`), the leaf decides the `reason`, and
@@ -303,6 +303,10 @@ class TurnFailed(TorporError):
 
 class StateNotPicklable(TurnFailed):
     """The agent's state cannot be pickled."""
+
+
+class MessageGivenUp(TurnFailed):
+    """Every process that handled this message died; it is not tried again."""
 
 
 class TurnTimedOut(TurnFailed):

@@ -45,6 +45,9 @@ PAGE_SESSIONS_MAX = 200
 MAILBOX_MAX = 64
 #: Messages waiting durably while nobody is home.
 INBOX_MAX = 256
+#: An accepted message that is still there after so many claims in a row without a commit is given
+#: up: it ends every process that handles it. Several, since nodes can be lost under a good one.
+FRUITLESS_CLAIMS_MAX = 5
 #: Outcomes kept beside the hot tail: the tail's turns plus a full inbox, doubled.
 DEDUP_HOT_MAX = 1_024
 #: Outcomes an owner remembers for the hour; about 2 MB of memory.

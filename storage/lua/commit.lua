@@ -77,5 +77,6 @@ end
 version, next_seq = version + 1, next_seq + events
 redis.call('HSET', KEYS[1], 'v', string.format('%.0f', version), 's', string.format('%.0f', next_seq),
   'c', ARGV[4], unpack(ARGV, fields_at, events_at - 1))
+redis.call('HDEL', KEYS[1], 'f')
 redis.call('PUBLISH', ARGV[7], 'c')
 return {'OK', version, next_seq}

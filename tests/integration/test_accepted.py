@@ -57,6 +57,24 @@ async def test_accepted_reply_can_be_fetched(session: client.Session) -> None:
     await _handled(session, "a")
 
 
+async def test_message_that_kills_is_given_up(session: client.Session) -> None:
+    """A message that ends every process is given up after some, and those behind it are handled."""
+    await session.send("self.n = 1")
+    await session.evict()
+    await session.post("import os; os._exit(1)", request_id="poison")
+    await session.post("self.n += 1", request_id="good")
+
+    async def given_up() -> bool:
+        return bool(await events(session, messages.AGENT_ERROR))
+
+    await assert_eventually(given_up, 3 * SWEEP_S)
+    error, *others = await events(session, messages.AGENT_ERROR)
+    assert not others
+    assert error.data["request_id"] == "poison"
+    assert error.data["reason"] == errors.MessageGivenUp.reason
+    assert (await session.send("return str(self.n)")).text == "2"
+
+
 async def test_accepted_during_a_turn(session: client.Session, gate: Gate) -> None:
     """What is posted in the middle of a turn waits for its end, also when that turn is evicted."""
     turn = asyncio.create_task(session.send(f"self.seen = []; {gate.code}", request_id="0"))

@@ -51,6 +51,23 @@ class Ownership:
         assert (taken.head.checkpoint, taken.head.manifest) == (ref, commit.manifest)
         assert taken.head.usage == commit.usage
 
+    async def test_fruitless_claims_are_counted(self, store: store.Store) -> None:
+        """Claims count while the inbox holds something, each once, until a commit takes place."""
+        head = await store.sessions.create(store_samples.new(store_samples.key()))
+        for expected in (0, 0):
+            taken = await store.sessions.acquire(store_samples.claim(head))
+            assert taken.head.fruitless == expected
+            head = taken.head
+        await store.sessions.enqueue(head.key, store_samples.item("r-1"))
+        for expected in (1, 2):
+            claim = store_samples.claim(head)
+            await store.sessions.acquire(claim)
+            taken = await store.sessions.acquire(claim)
+            assert taken.head.fruitless == expected
+            head = taken.head
+        await store.sessions.commit(store_samples.commit(head))
+        assert (await store.sessions.head(head.key)).fruitless == 0
+
     async def test_one_of_many_claims_wins(self, store: store.Store) -> None:
         """Of claims on the same observation one succeeds, the others are fenced."""
         head = await store.sessions.create(store_samples.new(store_samples.key()))

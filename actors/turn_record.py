@@ -1,0 +1,70 @@
+"""What a turn writes into the history, as pure functions: from message and result to a change."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from torpor import messages
+from torpor.actors import agent_thread, ownership, turn_context
+from torpor.storage import records
+
+
+def change(
+    message: messages.Message,
+    body_digest: str,
+    result: agent_thread.TurnResult | agent_thread.TurnFailure,
+    *,
+    printed: dict[str, object] | None = None,
+    emitted: Sequence[turn_context.Draft] = (),
+    consumed: Sequence[str] = (),
+    usage: records.Usage | None = None,
+) -> ownership.Change:
+    """Return the change that makes a turn true: what was said, printed, emitted, and the answer.
+
+    The answer is the last draft. A failed turn leaves neither state nor files nor emitted events.
+    """
+    request = {"request_id": message.request_id, "body_digest": body_digest}
+    said: dict[str, Any] = {"text": message.text, "sender": message.sender, **request}
+    if message.data:
+        said["data"] = message.data
+    drafts = [turn_context.Draft(type=messages.USER_MESSAGE, data=said)]
+    if printed is not None:
+        drafts.append(turn_context.Draft(type=messages.AGENT_OUTPUT, data=printed))
+    if isinstance(result, agent_thread.TurnFailure):
+        failed = {
+            "reason": result.reason,
+            "message": result.message,
+            "traceback": result.traceback,
+        }
+        return ownership.Change(
+            drafts=(*drafts, turn_context.Draft(type=messages.AGENT_ERROR, data=request | failed)),
+            request_id=message.request_id,
+            body_digest=body_digest,
+            outcome=records.OutcomeState.FAILED,
+            consumed=consumed,
+            usage=usage,
+        )
+    replied: dict[str, object] = {"text": result.reply.text}
+    if result.reply.data:
+        replied["data"] = result.reply.data
+    answer = turn_context.Draft(type=messages.AGENT_MESSAGE, data=request | replied)
+    return ownership.Change(
+        drafts=(*drafts, *emitted, answer),
+        state=result.state,
+        manifest=result.snapshot.manifest,
+        request_id=message.request_id,
+        body_digest=body_digest,
+        consumed=consumed,
+        usage=usage,
+    )
+
+
+def answer(made: ownership.Change, committed: records.Committed) -> messages.Event:
+    """Return the event that answers the turn, which is the last one of its commit."""
+    draft = made.drafts[-1]
+    return messages.Event(
+        seq=committed.next_seq - 1,
+        type=draft.type,
+        data=draft.data,
+        version=committed.version,
+        at_ms=0,
+    )
