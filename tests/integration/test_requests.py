@@ -77,18 +77,23 @@ async def test_request_id_with_another_body(session: client.Session) -> None:
     assert texts(await events(session, messages.AGENT_MESSAGE)) == ["one"]
 
 
-async def test_enqueued_messages_keep_their_order(session: client.Session, gate: Gate) -> None:
-    """Messages that come during a turn are handled after it, in the order in which they came."""
-    held = asyncio.create_task(session.send(f"self.seen = []; {gate.code}"))
+async def test_enqueued_messages_wait_for_the_turn(session: client.Session, gate: Gate) -> None:
+    """Messages that come during a turn are handled after it, one at a time, each once."""
+    held = asyncio.create_task(session.send(f"{gate.code}; self.seen = []; return 'first'"))
     await gate.reached()
-    waiting = []
-    for name in "abcd":
-        waiting.append(asyncio.create_task(session.send(f"self.seen.append({name!r})")))
-        # One stream of calls keeps its order; the tasks only have to begin in turn.
-        await asyncio.sleep(0)
+    waiting = [
+        asyncio.create_task(
+            session.send(
+                "import asyncio; before = list(self.seen); await asyncio.sleep(0.01)\n"
+                f"self.seen = [*before, {name!r}]"
+            )
+        )
+        for name in "abcd"
+    ]
     gate.open()
-    await asyncio.gather(held, *waiting)
-    assert (await session.send("return ''.join(self.seen)")).text == "abcd"
+    first, *others = await asyncio.gather(held, *waiting)
+    assert sorted(reply.version for reply in others) == [first.version + i for i in range(1, 5)]
+    assert (await session.send("return ''.join(sorted(self.seen))")).text == "abcd"
 
 
 async def test_busy_session_rejects(session: client.Session, gate: Gate) -> None:
