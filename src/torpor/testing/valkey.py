@@ -80,14 +80,23 @@ class Server:
                 stdout=log,
                 stderr=log,
             )
+        try:
+            self._wait_until_up(self._process)
+        except BaseException:
+            self.kill()
+            raise
+
+    def _wait_until_up(self, process: subprocess.Popen[bytes]) -> None:
         deadline_s = time.monotonic() + START_TIMEOUT_S
-        while time.monotonic() < deadline_s:
+        # One that ends at once found its port taken: who answers there is somebody else.
+        while time.monotonic() < deadline_s and process.poll() is None:
             try:
-                if self.call("PING") == "+PONG":
+                if self.call("PING") == "+PONG" and process.poll() is None:
                     return
             except OSError:
                 time.sleep(0.01)
-        raise TimeoutError(f"the store did not start, see {self._folder / 'server.log'}")
+        log = self._folder / "server.log"
+        raise TimeoutError(f"the store did not start: {log.read_text(errors='replace')[-500:]}")
 
     def kill(self) -> None:
         """Kill without warning; what was acknowledged is on the disk."""
