@@ -49,14 +49,14 @@ async def _asleep(clock: FakeClock) -> bool:
 async def test_pieces_are_gathered_in_order(feed: Feed, fake_clock: FakeClock) -> None:
     """What comes within one gathering time, from any thread, is published as one piece."""
     gathering = deltas.Deltas(feed, KEY, fake_clock)
-    for piece in ("Hel", "lo ", "you"):
+    for piece in ("Hey, ", "hello ", "you"):
         await asyncio.to_thread(gathering.add_from_any_thread, piece)
     await _gathered(fake_clock)
-    assert feed.published == ["Hello you"]
+    assert feed.published == ["Hey, hello you"]
     gathering.add_from_any_thread("!")
     await _gathered(fake_clock)
     await _gathered_nothing_more(fake_clock)
-    assert feed.published == ["Hello you", "!"]
+    assert feed.published == ["Hey, hello you", "!"]
 
 
 async def test_newest_is_kept_when_too_much_comes(feed: Feed, fake_clock: FakeClock) -> None:
