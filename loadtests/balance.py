@@ -13,12 +13,12 @@ from torpor.client.sessions import Session
 
 SESSIONS = 60
 #: A turn of each session this often.
-TURN_EVERY_S = 3.0
+TURN_EVERY_S = 2.0
 #: CPU of a turn: most sessions are light, every sixth is ten times heavier.
-LIGHT_MS, HEAVY_MS = 15.0, 150.0
+LIGHT_MS, HEAVY_MS = 10.0, 100.0
 #: Of one core, used on one node by something that is not ours.
 OUTSIDE_CORES = 0.25
-MEASURE_S = 12.0
+MEASURE_S = 24.0
 RANDOM_TRIES = 2_000
 
 
