@@ -21,6 +21,8 @@ from torpor.storage import digests, disk_files
 #: Syncs at the same time: a thread waits for the disk, not for the CPU, and a journal takes what is
 #: synced together in one go. Past eight a local disk gains nothing.
 SYNC_THREADS = 8
+#: Folders known to be on the disk, all tenants' together: some 15 MB. Forgetting costs a few syncs.
+DURABLE_MAX = 65_536
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 T = TypeVar("T")
 
@@ -235,6 +237,8 @@ class LocalUpload:
 
     def _sync_folders(self) -> None:
         _parallel(_sync, self._touched)
+        if len(self._durable) >= DURABLE_MAX:
+            self._durable.clear()
         self._durable |= self._touched
 
 

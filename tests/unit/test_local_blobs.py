@@ -97,6 +97,19 @@ def test_nothing_can_be_seen_before_it_is_durable(
     assert sorted(path for _, path in done[last + 1 :]) == sorted(folders | above)
 
 
+def test_what_is_known_to_be_durable_is_bounded(
+    store: local_blobs.LocalBlobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A store that serves many tenants forgets folders, and goes on."""
+    monkeypatch.setattr(local_blobs, "DURABLE_MAX", 4)
+    for tenant in ("acme", "globex", "initech"):
+        with store.upload(tenant) as upload:
+            digest = upload.put(b"hello")
+        assert store.exists(tenant, digest)
+        # One upload of a new tenant touches the root and three folders below it.
+        assert len(store._durable) <= 4 + 1
+
+
 def test_a_blob_that_is_there_is_touched(
     store: local_blobs.LocalBlobStore, tmp_path: pathlib.Path
 ) -> None:

@@ -120,15 +120,21 @@ async def test_lost_answer_to_other_writes_is_unavailable(
 async def test_cancelled_call_leaves_no_answer_behind(
     open_store: Open, store_server: valkey.Server
 ) -> None:
-    """A call given up while it waits does not hand its answer to the next one."""
+    """A call of many answers, given up at any of its steps, hands none of them to the next one."""
     store = open_store(store_server.url)
     head = await store_samples.owned(store)
-    for _ in range(5):
-        call = asyncio.ensure_future(store.sessions.outcome(head.key, "r-1"))
-        await asyncio.sleep(0)
-        call.cancel()
+    claim = store_samples.claim(head)
+    given_up = 0
+    for steps in range(20):
+        call = asyncio.ensure_future(store.sessions.acquire(claim))
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        given_up += call.cancel()
         await asyncio.gather(call, return_exceptions=True)
-        assert await store.sessions.head(head.key) == head
+        assert (await store.sessions.head(head.key)).key == head.key
+        assert await store.sessions.outcome(head.key, "r-1") is None
+        claim = store_samples.claim(await store.sessions.head(head.key))
+    assert given_up > 1
 
 
 async def test_replica_refuses_writes(open_store: Open, own_store_server: valkey.Server) -> None:
