@@ -14,6 +14,8 @@ T = TypeVar("T")
 
 #: Owners that may fail to answer within one call, one after the other: more is no accident.
 UNREACHABLE_MAX = 4
+#: Processes that may die under one message: what it does outside, it does again each time.
+DEATHS_MAX = 3
 
 
 class Router:
@@ -49,13 +51,22 @@ class Router:
 
         Raises:
             SessionPaused, SessionBusy, MailboxFull, RequestIdReused, DedupFull
+            MessageGivenUp: every process that handled it died.
             HistoryGap: the session is older than `min_version`: committed turns were lost.
             what `reach` raises
         """
         if min_version:
             await self._demand_version(key, min_version)
 
+        died_under_it: set[int] = set()
+
         async def ask(located: directory.Located, left_s: float) -> protocol.Delivered:
+            if len(died_under_it - {located.epoch}) >= DEATHS_MAX:
+                raise errors.MessageGivenUp(
+                    f"{DEATHS_MAX} processes died while they handled this message",
+                    session=key.session,
+                    tenant=key.tenant,
+                )
             request = protocol.Deliver(
                 epoch=located.epoch,
                 message=message,
@@ -63,7 +74,11 @@ class Router:
                 busy=busy,
                 deadline_s=left_s,
             )
-            answer = await self._calls.deliver(located.owner, key, request, timeout_s=left_s)
+            try:
+                answer = await self._calls.deliver(located.owner, key, request, timeout_s=left_s)
+            except errors.OwnerUnreachable:
+                died_under_it.add(located.epoch)
+                raise
             self._directory.put(key, msgspec.structs.replace(located, version=answer.version))
             return answer
 

@@ -7,7 +7,7 @@ import pytest
 
 from torpor import errors, limits
 from torpor.actors import protocol
-from torpor.router import directory
+from torpor.router import directory, routing
 from torpor.storage import records
 from torpor.testing import eventually, in_process_cluster, router_parts
 
@@ -230,3 +230,28 @@ async def test_what_does_not_exist_cannot_be_spoken_to(parts: router_parts.Route
     unknown = records.SessionKey("acme", "nobody")
     with pytest.raises(errors.SessionNotFound):
         await parts.router.drain_inbox(unknown, parts.until())
+
+
+async def test_a_message_that_kills_its_processes_is_given_up(
+    parts: router_parts.RouterParts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each process that takes it dies; it is not run again and again, and the session lives on."""
+    deliver = parts.cluster.deliver
+    deaths = 0
+
+    async def die(
+        owner: records.Owner, key: records.SessionKey, request: protocol.Deliver, **fields: float
+    ) -> protocol.Delivered:
+        nonlocal deaths
+        if request.message.text != "deadly":
+            return await deliver(owner, key, request, **fields)
+        deaths += 1
+        parts.cluster.kill(key)
+        raise errors.OwnerUnreachable
+
+    monkeypatch.setattr(parts.cluster, "deliver", die)
+    with pytest.raises(errors.MessageGivenUp) as caught:
+        await parts.say("deadly", "m1")
+    assert deaths == routing.DEATHS_MAX
+    assert not caught.value.retryable
+    assert (await parts.say("harmless", "m2")).version == 2
