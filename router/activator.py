@@ -1,6 +1,7 @@
 """Waking sessions: one activation per session and gateway, however many callers wait for it."""
 
 import asyncio
+import collections
 import contextlib
 import logging
 import random
@@ -191,7 +192,15 @@ class Activator:
                 if failure is not None:
                     raise
                 failure = error
-        raise failure or errors.NoCapacity(session=head.key.session, tenant=head.key.tenant)
+        raise failure or self._no_capacity(head.key, refused)
+
+    def _no_capacity(self, key: records.SessionKey, refused: set[str]) -> errors.NoCapacity:
+        reasons = placement.reasons_against(self._view.candidates(), refused).values()
+        counted = collections.Counter(reasons).most_common()
+        why = ", ".join(f"{count} {reason}" for reason, count in counted) or "there is none"
+        return errors.NoCapacity(
+            f"no node can take one more session now: {why}", session=key.session, tenant=key.tenant
+        )
 
     async def _ask(
         self,

@@ -124,7 +124,7 @@ def choose(
 
     `excluded` are nodes that refused this session already.
     """
-    left_out = {c.node: why for c in candidates if (why := _reason_against(c, excluded))}
+    left_out = reasons_against(candidates, excluded)
     fit = [candidate for candidate in candidates if candidate.node not in left_out]
     if not fit:
         return None
@@ -133,6 +133,13 @@ def choose(
     scores = sorted((score(c, request) for c in fit), key=lambda scored: scored.total)
     near = [scored for scored in scores if scored.total - scores[0].total < NEAR]
     return Decision(node=rng.choice(near).node, scores=tuple(scores), left_out=left_out)
+
+
+def reasons_against(
+    candidates: Sequence[Candidate], excluded: Collection[str] = ()
+) -> dict[str, str]:
+    """Return the nodes that cannot take a session, each with the reason in a word."""
+    return {c.node: why for c in candidates if (why := _reason_against(c, excluded))}
 
 
 def score(candidate: Candidate, request: Request) -> Score:

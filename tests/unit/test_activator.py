@@ -71,7 +71,7 @@ async def test_a_full_cluster_says_so(parts: router_parts.RouterParts) -> None:
     """When every node refuses the caller gets NoCapacity, and no load correction stays behind."""
     for node in parts.cluster.nodes.values():
         node.refusal = errors.NoCapacity()
-    with pytest.raises(errors.NoCapacity):
+    with pytest.raises(errors.NoCapacity, match="3 refused"):
         await parts.activator.locate(router_parts.KEY, parts.until())
     assert all(not c.placed_since.sessions for c in parts.view.candidates())
 
