@@ -72,8 +72,8 @@ def test_send_prints_the_reply_alone(gateway: ScriptedGateway) -> None:
 @pytest.mark.parametrize(
     ("error", "code", "said"),
     [
-        (errors.SessionNotFound(session="s"), failures.NOT_FOUND, "torpor sessions ls"),
-        (errors.SessionPaused("it is paused"), failures.REFUSED, "torpor sessions resume"),
+        (errors.SessionNotFound(), failures.NOT_FOUND, "torpor sessions ls"),
+        (errors.SessionPaused(session="s"), failures.REFUSED, "torpor sessions resume s"),
         (errors.ApiKeyMissing(), failures.NOT_ALLOWED, "TORPOR_API_KEY"),
         (errors.InvalidField("text is empty"), failures.USAGE, "text is empty"),
         (errors.Internal(), failures.ERROR, "log"),
@@ -101,12 +101,25 @@ def test_a_failed_turn_has_its_own_exit_code(gateway: ScriptedGateway) -> None:
         sessions_pb2.SendMessageResponse(
             stop_reason=sessions_pb2.STOP_REASON_ERROR,
             error_reason="TURN_FAILED",
-            error_message="NameError: x",
+            error_message="NameError: x\nline 1",
+            seq=7,
+            version=3,
         )
     ]
     result = torpor("sessions", "send", "s", "x")
     assert result.exit_code == failures.AGENT_FAILED
-    assert "torpor sessions history s" in result.stderr
+    assert result.stderr.splitlines() == [
+        "error: NameError: x [TURN_FAILED seq=7 version=3]",
+        "line 1",
+        "  the history has the rest: `torpor sessions history s`",
+    ]
+
+
+def test_an_error_names_what_it_is_about(gateway: ScriptedGateway) -> None:
+    """Ids that the message leaves out are told behind the reason."""
+    gateway.script["GetSession"] = [errors.SessionNotFound(session="gone", tenant="acme")]
+    first = torpor("sessions", "get", "gone").stderr.splitlines()[0]
+    assert first.endswith("[SESSION_NOT_FOUND session=gone tenant=acme]")
 
 
 def test_an_unknown_outcome_says_how_to_learn_it(gateway: ScriptedGateway) -> None:
@@ -218,7 +231,7 @@ def test_whom_to_call(tmp_path: pathlib.Path) -> None:
     assert found(options.Options(), environ) == ("e:1", "tp_env")
     assert found(options.Options(address="f:1", api_key="tp_f"), environ) == ("f:1", "tp_f")
     assert found(options.Options(address="f:1"), {}) == ("f:1", None)
-    assert found(options.Options(api_key="tp_f"), {}) == ("localhost:7420", "tp_f")
+    assert found(options.Options(api_key="tp_f"), {}) == ("localhost:7000", "tp_f")
     assert options.target(options.Options(), environ, tmp_path).tenant == "acme"
 
 

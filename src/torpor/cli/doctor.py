@@ -23,11 +23,8 @@ def doctor(
     try:
         settings = options.settings(config, set_)
     except errors.InvalidField as error:
-        findings.append(
-            checks.Finding(
-                "settings", checks.Verdict.FAIL, error.message, "write torpor.yaml, or use --config"
-            )
-        )
+        remedy = "write torpor.yaml, or use --config; `torpor dev` needs neither"
+        findings.append(checks.Finding("settings", checks.Verdict.FAIL, error.message, remedy))
     else:
         findings.extend(checks.place(settings.deployment))
     if ray:

@@ -36,14 +36,19 @@ EPILOG = (
 _REMEDIES: dict[type[errors.TorporError], str] = {
     errors.Unavailable: "start one with `torpor dev`, or name another with --address",
     errors.SessionNotFound: "see `torpor sessions ls`; another tenant's need --tenant",
-    errors.SessionPaused: "see `torpor sessions resume`",
-    errors.NotEvictable: "wait for the turn's end, or see `torpor sessions watch`",
+    errors.AgentImportFailed: "nodes import it themselves: install it there; for `torpor dev`, set "
+    "PYTHONPATH where that is started",
+    errors.SessionPaused: "see `torpor sessions resume {session}`",
+    errors.NotEvictable: "wait for the turn's end, or see `torpor sessions watch {session}`",
     errors.NodeNotFound: "see `torpor nodes ls`",
     errors.TenantNotFound: "see `torpor tenants ls` and `torpor tenants create`",
     errors.ApiKeyInvalid: "make one with `torpor keys create TENANT`",
     errors.OutcomeUnknown: "ask again with --request-id {request_id}",
     errors.DeadlineExceeded: "ask again with --request-id {request_id}, or a longer --timeout",
-    errors.TurnFailed: "the history has the rest: `torpor sessions history {session}`",
+    **dict.fromkeys(
+        (errors.TurnFailed, *errors.TurnFailed.__subclasses__()),
+        "the history has the rest: `torpor sessions history {session}`",
+    ),
 }
 
 
@@ -98,6 +103,16 @@ def _tell(failure: Failure, *, json: bool) -> None:
         typer.echo(msgspec.json.encode({"error": failure}), err=True)
         return
     prefix = typer.style("error:", fg="red", bold=True)
-    typer.echo(f"{prefix} {failure.message} [{failure.reason}]", err=True)
+    told = f"{failure.message} {failure.remedy}"
+    unsaid = [
+        f"{name}={value}"
+        for name, value in sorted(failure.ids.items())
+        if name != "field" and value not in told
+    ]
+    label = " ".join((failure.reason, *unsaid))
+    summary, *details = failure.message.splitlines() or [""]
+    typer.echo(f"{prefix} {summary} [{label}]", err=True)
+    for line in details:
+        typer.echo(line, err=True)
     if failure.remedy:
         typer.echo(f"  {failure.remedy}", err=True)

@@ -44,12 +44,11 @@ def target(options: Options, environ: Mapping[str, str], folder: pathlib.Path) -
 
     The key of `torpor dev` goes to no other address than its own.
     """
-    address = options.address or environ.get("TORPOR_ADDRESS")
-    api_key = options.api_key or environ.get("TORPOR_API_KEY")
     local_address = _line(folder / "address")
-    if not api_key and local_address and address in (None, local_address):
+    address = options.address or environ.get("TORPOR_ADDRESS") or local_address
+    api_key = options.api_key or environ.get("TORPOR_API_KEY")
+    if not api_key and address and address == local_address:
         api_key = _line(folder / "api-key")
-        address = local_address if api_key else address
     return Target(
         address=address or connecting.ADDRESS,
         api_key=api_key or None,
