@@ -51,6 +51,7 @@ class ClusterView:
         self._nodes = nodes
         self._clock = time
         self._views: list[records.NodeView] = []
+        self._records: dict[str, records.NodeRecord] = {}
         self._seen: dict[str, _Seen] = {}
         self._placements: dict[str, list[Placement]] = {}
         #: Ends calls into nodes whose lease is gone.
@@ -83,8 +84,8 @@ class ClusterView:
         self.office.note(
             {(view.record.node, view.record.incarnation) for view in self._views if view.alive}
         )
-        present = {view.record.node for view in self._views}
-        self._seen = {node: seen for node, seen in self._seen.items() if node in present}
+        self._records = {view.record.node: view.record for view in self._views}
+        self._seen = {node: seen for node, seen in self._seen.items() if node in self._records}
         for view in self._views:
             self._note_beat(view)
         self._placements = {
@@ -99,11 +100,13 @@ class ClusterView:
 
     def incarnation(self, node: str) -> str:
         """Return the life that a node is in; empty for an unknown one."""
-        return next((v.record.incarnation for v in self._views if v.record.node == node), "")
+        record = self._records.get(node)
+        return record.incarnation if record else ""
 
     def name(self, node: str) -> str:
         """Return the name that people know a node by; empty for an unknown one."""
-        return next((v.record.name for v in self._views if v.record.node == node), "")
+        record = self._records.get(node)
+        return record.name if record else ""
 
     def placed(self, node: str, request: placement.Request) -> Placement:
         """Note that a session is being placed, so that the next choice counts it."""

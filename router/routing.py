@@ -58,6 +58,7 @@ class Router:
         if min_version:
             await self._demand_version(key, min_version)
 
+        asked: set[int] = set()
         died_under_it: set[int] = set()
 
         async def ask(located: directory.Located, left_s: float) -> protocol.Delivered:
@@ -71,9 +72,11 @@ class Router:
                 epoch=located.epoch,
                 message=message,
                 body_digest=body_digest,
-                busy=busy,
+                # Asked again, the owner may be busy with this very message.
+                busy=protocol.BusyPolicy.ENQUEUE if located.epoch in asked else busy,
                 deadline_s=left_s,
             )
+            asked.add(located.epoch)
             try:
                 answer = await self._calls.deliver(located.owner, key, request, timeout_s=left_s)
             except errors.OwnerUnreachable:
@@ -82,7 +85,12 @@ class Router:
             self._directory.put(key, msgspec.structs.replace(located, version=answer.version))
             return answer
 
-        return await self.reach(key, until, ask, pause_refused=True)
+        async def unless_handled() -> None:
+            known = await self._sessions.outcome(key, message.request_id)
+            if known is None or known.state is records.OutcomeState.PENDING:
+                raise errors.SessionPaused(session=key.session, tenant=key.tenant)
+
+        return await self.reach(key, until, ask, if_paused=unless_handled)
 
     async def place_file(
         self,
@@ -132,7 +140,10 @@ class Router:
         async def ask(located: directory.Located, left_s: float) -> None:
             await self._calls.drain_inbox(located.owner, key, located.epoch, timeout_s=left_s)
 
-        await self.reach(key, until, ask, pause_refused=True)
+        async def refuse() -> None:
+            raise errors.SessionPaused(session=key.session, tenant=key.tenant)
+
+        await self.reach(key, until, ask, if_paused=refuse)
 
     async def reach(
         self,
@@ -140,23 +151,23 @@ class Router:
         until: deadline.Deadline,
         ask: Callable[[directory.Located, float], Awaitable[T]],
         *,
-        pause_refused: bool = False,
+        if_paused: Callable[[], Awaitable[None]] | None = None,
     ) -> T:
         """Ask the owner, following the session when it has moved or its owner is gone.
 
         `ask` gets the owner and the seconds left. It may be called again for another owner.
+        `if_paused` may refuse, before a paused session is woken.
 
         Raises:
             Fenced: the session moved more than `FORWARDS_MAX` times meanwhile.
             OwnerUnreachable, DeadlineExceeded
-            SessionPaused: if `pause_refused` and it would have to be woken.
-            what `ask` and `Activator.locate` raise
+            what `ask`, `if_paused` and `Activator.locate` raise
         """
         stale = unreachable = suspect_epoch = 0
         while True:
             located = self._directory.get(key)
             if located is None:
-                located = await self._locate(key, until, suspect_epoch, pause_refused)
+                located = await self._locate(key, until, suspect_epoch, if_paused)
             try:
                 async with self._office.during(located.owner.node, located.owner.incarnation):
                     return await ask(located, until.demand())
@@ -180,11 +191,11 @@ class Router:
         key: records.SessionKey,
         until: deadline.Deadline,
         suspect_epoch: int,
-        pause_refused: bool,
+        if_paused: Callable[[], Awaitable[None]] | None,
     ) -> directory.Located:
         head = await self._sessions.head(key)
-        if pause_refused and head.status is records.Status.PAUSED:
-            raise errors.SessionPaused(session=key.session, tenant=key.tenant)
+        if if_paused is not None and head.status is records.Status.PAUSED:
+            await if_paused()
         return await self._activator.locate(key, until, suspect_epoch=suspect_epoch, head=head)
 
     async def _demand_version(self, key: records.SessionKey, min_version: int) -> None:

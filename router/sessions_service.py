@@ -6,6 +6,7 @@ import contextlib
 from typing import TYPE_CHECKING
 
 from torpor import errors, ids, limits
+from torpor.actors import protocol
 from torpor.router import call, convert, fields, session_logs
 from torpor.storage import history, records
 from torpor.v1 import sessions_pb2, sessions_pb2_grpc
@@ -111,14 +112,20 @@ class SessionsService(sessions_pb2_grpc.SessionsServicer):
             sender=request.sender,
         )
         digest = fields.body_digest(message)
+        busy = fields.one_of("busy", request.busy, convert.BUSY)
         if request.accept_only:
+            if busy is not protocol.BusyPolicy.ENQUEUE or request.min_version:
+                raise errors.InvalidField(
+                    "accept_only waits for no turn, so it goes with neither busy nor min_version",
+                    field="accept_only",
+                )
             enqueued = await self._waker.accept(key, message, body_digest=digest)
             return convert.accepted(enqueued)
         answer = await self._router.deliver(
             key,
             message,
             body_digest=digest,
-            busy=fields.one_of("busy", request.busy, convert.BUSY),
+            busy=busy,
             min_version=fields.at_least_zero("min_version", request.min_version),
             until=call.until.get(),
         )

@@ -255,3 +255,43 @@ async def test_a_message_that_kills_its_processes_is_given_up(
     assert deaths == routing.DEATHS_MAX
     assert not caught.value.retryable
     assert (await parts.say("harmless", "m2")).version == 2
+
+
+async def test_a_handled_message_is_answered_also_when_paused(
+    parts: router_parts.RouterParts,
+) -> None:
+    """Its reply was lost and it is sent again: to refuse it would be untrue."""
+    first = await parts.say("one", "m1")
+    await parts.control.pause(router_parts.KEY, request_id="p", until=parts.until())
+    await parts.control.evict(router_parts.KEY, request_id="e", until=parts.until())
+    again = await parts.say("one", "m1")
+    assert (again.repeated, again.seq) == (True, first.seq)
+    with pytest.raises(errors.SessionPaused):
+        await parts.say("two", "m2")
+
+
+async def test_a_message_does_not_find_itself_in_the_way(
+    parts: router_parts.RouterParts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A call broke off after it arrived: repeated, it must not be refused for being at work."""
+    policies: list[protocol.BusyPolicy] = []
+    deliver = parts.cluster.deliver
+
+    async def break_off(
+        owner: records.Owner, key: records.SessionKey, request: protocol.Deliver, **fields: float
+    ) -> protocol.Delivered:
+        policies.append(request.busy)
+        if len(policies) == 1:
+            raise errors.OwnerUnreachable
+        return await deliver(owner, key, request, **fields)
+
+    monkeypatch.setattr(parts.cluster, "deliver", break_off)
+    await parts.router.deliver(
+        router_parts.KEY,
+        router_parts.message("one", "m1"),
+        body_digest="one",
+        busy=protocol.BusyPolicy.REJECT,
+        min_version=0,
+        until=parts.until(),
+    )
+    assert policies == [protocol.BusyPolicy.REJECT, protocol.BusyPolicy.ENQUEUE]

@@ -106,6 +106,8 @@ async def test_accepted_messages_are_handled_in_the_background(
         ({"sender": "A B"}, "sender"),
         ({"busy": 99}, "busy"),
         ({"min_version": -1}, "min_version"),
+        ({"accept_only": True, "min_version": 1}, "accept_only"),
+        ({"accept_only": True, "busy": sessions_pb2.BUSY_POLICY_REJECT}, "accept_only"),
     ],
 )
 async def test_a_wrong_field_is_named(
