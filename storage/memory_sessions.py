@@ -146,9 +146,9 @@ class MemorySessions:
     async def seal(self, seal: records.Seal) -> None:
         """Trim the hot tail below `new_hot_from` and name the new cold index, in one step."""
         session = self._owned(seal.key, seal.epoch, seal.nonce)
-        if session.head.hot_from != seal.hot_from:
+        if not seal.hot_from <= session.head.hot_from <= seal.new_hot_from:
             raise _refusal(errors.VersionConflict, seal.key)
-        if not seal.hot_from <= seal.new_hot_from <= session.head.next_seq:
+        if seal.new_hot_from > session.head.next_seq:
             raise _refusal(errors.Internal, seal.key)
         session.hot = [event for event in session.hot if event.seq >= seal.new_hot_from]
         for request_id in seal.forgotten:

@@ -223,9 +223,10 @@ class Seal(msgspec.Struct, frozen=True, kw_only=True):
     key: SessionKey
     epoch: int
     nonce: str
-    #: As observed; the script refuses if it has moved.
+    #: As observed. Hot may begin later by now (a seal whose answer was lost), but not earlier.
     hot_from: int
     new_hot_from: int
+    #: Holds every event before `new_hot_from`.
     cold_index: str
     #: Request ids that only the cold segments remember from now on.
     forgotten: Sequence[str] = ()

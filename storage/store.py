@@ -99,7 +99,9 @@ class Sessions(Protocol):
         """Trim the hot tail below `new_hot_from` and name the new cold index, in one step.
 
         Raises:
-            Fenced, VersionConflict: (the latter if `hot_from` is not as observed)
+            Fenced: epoch or nonce differs.
+            VersionConflict: hot begins before the observed `hot_from`, or after `new_hot_from`.
+            SessionDeleted, SessionNotFound
         """
         ...
 

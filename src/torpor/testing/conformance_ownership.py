@@ -3,6 +3,7 @@
 
 import asyncio
 
+import msgspec
 import pytest
 
 from torpor import errors
@@ -181,15 +182,26 @@ class Ownership:
         assert await store.sessions.outcome(head.key, "r-1") is None
         assert await store.sessions.outcome(head.key, "r-2") == store_samples.done()
 
-    async def test_seal_compares_the_boundary(self, store: store.Store) -> None:
-        """A seal on a boundary that has moved is a conflict and changes nothing."""
+    async def test_boundary_never_moves_back(self, store: store.Store) -> None:
+        """A seal below the boundary, or above one that hot has not reached, changes nothing."""
         head = await store_samples.owned(store)
         await store.sessions.commit(store_samples.commit(head, count=5))
         await store.sessions.seal(_seal(head, new_hot_from=3))
         before = await store.sessions.hot(head.key, after=0, limit=9)
-        with pytest.raises(errors.VersionConflict):
-            await store.sessions.seal(_seal(head, new_hot_from=5))
+        ahead = msgspec.structs.replace(head, hot_from=4)
+        for refused in (_seal(head, new_hot_from=2), _seal(ahead, new_hot_from=5)):
+            with pytest.raises(errors.VersionConflict):
+                await store.sessions.seal(refused)
         assert await store.sessions.hot(head.key, after=0, limit=9) == before
+
+    async def test_seal_follows_one_whose_answer_was_lost(self, store: store.Store) -> None:
+        """An owner that does not know of its last seal may repeat it, and seal further."""
+        head = await store_samples.owned(store)
+        await store.sessions.commit(store_samples.commit(head, count=5))
+        for new_hot_from in (3, 3, 5):
+            await store.sessions.seal(_seal(head, new_hot_from=new_hot_from))
+        page = await store.sessions.hot(head.key, after=0, limit=9)
+        assert (page.hot_from, [event.seq for event in page.events]) == (5, [5, 6])
 
     async def test_seal_may_empty_the_hot_tail(self, store: store.Store) -> None:
         """With everything cold the next commit still continues the numbers."""
