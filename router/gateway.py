@@ -22,6 +22,7 @@ from torpor.router import (
     interceptors,
     routing,
     sessions_service,
+    uploads,
     wake_sweeper,
     waking,
     watching,
@@ -115,6 +116,12 @@ class Gateway:
             StoreUnavailable
         """
         await self._view.refresh()
+        await asyncio.to_thread(
+            uploads.clear,
+            self._deployment.scratch,
+            # No call, and so no upload of another gateway on this machine, lasts longer.
+            older_than_s=interceptors.DEADLINE_MAX_S,
+        )
         server = grpc.aio.server(
             interceptors=self._interceptors(),
             options=_OPTIONS,

@@ -1,13 +1,17 @@
 """Files that clients send, from the stream to the shared storage."""
 
 import asyncio
+import contextlib
 import pathlib
 import tempfile
+import time
 from collections.abc import AsyncIterator
 from typing import IO
 
 from torpor import errors
 from torpor.storage import blobs
+
+_FOLDER = "uploads"
 
 
 async def store(
@@ -36,8 +40,16 @@ async def store(
         ) from None
 
 
+def clear(scratch: pathlib.Path, *, older_than_s: float) -> None:
+    """Remove what gateways that were killed in the middle of an upload left behind."""
+    for path in (scratch / _FOLDER).glob("*"):
+        with contextlib.suppress(OSError):
+            if time.time() - path.stat().st_mtime > older_than_s:
+                path.unlink()
+
+
 def _temporary(scratch: pathlib.Path) -> IO[bytes]:
-    folder = scratch / "uploads"
+    folder = scratch / _FOLDER
     folder.mkdir(parents=True, exist_ok=True)
     return tempfile.NamedTemporaryFile(dir=folder, buffering=0)
 

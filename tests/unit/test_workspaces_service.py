@@ -1,11 +1,14 @@
 """The service Workspaces as its clients meet it: real files in a real blob store."""
 
+import os
 import pathlib
+import time
 from collections.abc import AsyncIterator
 
 import pytest
 
 from torpor import errors
+from torpor.router import uploads
 from torpor.storage import local_blobs, manifest, records
 from torpor.testing import served_gateway
 from torpor.v1 import agents_pb2, sessions_pb2, workspaces_pb2
@@ -149,3 +152,16 @@ async def test_files_are_listed_and_read_without_waking(api: served_gateway.Serv
     )
     assert isinstance(error, errors.InvalidField)
     assert api.cluster.count("activate") == 0
+
+
+def test_what_killed_gateways_left_is_removed(tmp_path: pathlib.Path) -> None:
+    """Uploads that nobody finishes go; one that may be under way stays."""
+    folder = tmp_path / "uploads"
+    folder.mkdir()
+    for name, age_s in (("old", 100), ("young", 1)):
+        path = folder / name
+        path.touch()
+        os.utime(path, (time.time() - age_s,) * 2)
+    uploads.clear(tmp_path, older_than_s=50)
+    assert [path.name for path in folder.iterdir()] == ["young"]
+    uploads.clear(tmp_path / "nothing", older_than_s=0)
