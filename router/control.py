@@ -44,7 +44,7 @@ class Control:
         """Put the session to sleep; returns its head. A sleeping session is left as it is.
 
         Raises:
-            NotEvictable: it is working.
+            NotEvictable: messages keep arriving.
             OwnerUnreachable, VersionConflict, DeadlineExceeded
             SessionNotFound, SessionDeleted, StoreUnavailable, StoreReadOnly
         """

@@ -161,6 +161,7 @@ def test_events(gateway: ScriptedGateway) -> None:
         [
             sessions_pb2.WatchEventsResponse(event=EVENTS[0]),
             sessions_pb2.WatchEventsResponse(delta="4"),
+            sessions_pb2.WatchEventsResponse(event=EVENTS[1]),
             errors.SessionDeleted(),
         ]
     ]
@@ -170,10 +171,10 @@ def test_events(gateway: ScriptedGateway) -> None:
     assert second.split() == ["2", "agent.message", "42"]
     watched = torpor("sessions", "watch", "s", "--after", "0")
     assert watched.exit_code == failures.NOT_FOUND
-    assert watched.stdout.split() == ["1", "user.message", "6", "*", "7"]
-    assert watched.stderr.startswith("4")
+    assert watched.stdout.split()[:5] == ["1", "user.message", "6", "*", "7"]
+    assert watched.stderr.startswith("4\nerror:"), "the event begins a line of its own"
     lines = torpor("sessions", "watch", "s", "--json").stdout.splitlines()
-    assert [json.loads(line).get("seq", "delta") for line in lines] == [1, "delta"]
+    assert [json.loads(line).get("seq", "delta") for line in lines] == [1, "delta", 2]
     assert torpor("sessions", "logs", "s").stdout_bytes == b"\xffprinted"
 
 

@@ -39,7 +39,7 @@ _REMEDIES: dict[type[errors.TorporError], str] = {
     errors.AgentImportFailed: "nodes import it themselves: install it there; for `torpor dev`, set "
     "PYTHONPATH where that is started",
     errors.SessionPaused: "see `torpor sessions resume {session}`",
-    errors.NotEvictable: "wait for the turn's end, or see `torpor sessions watch {session}`",
+    errors.NotEvictable: "pause it first: `torpor sessions pause {session}`",
     errors.NodeNotFound: "see `torpor nodes ls`",
     errors.TenantNotFound: "see `torpor tenants ls` and `torpor tenants create`",
     errors.ApiKeyInvalid: "make one with `torpor keys create TENANT`",

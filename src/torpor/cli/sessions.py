@@ -158,9 +158,10 @@ def watch(
     as_json = output.as_json(ctx, json)
     with options.connected(ctx) as client:
         watched = client.sessions.handle(session_id).watch(after, types=types)
+        unfinished = False
         try:
             for item in watched:
-                _show(item, as_json)
+                unfinished = _show(item, as_json, unfinished=unfinished)
         except KeyboardInterrupt:
             watched.close()
 
@@ -237,15 +238,22 @@ def _text(text: str) -> str:
     return sys.stdin.read() if text == "-" else text
 
 
-def _show(item: "messages.Event | client.Delta", as_json: bool) -> None:
+def _show(
+    item: "messages.Event | client.Delta", as_json: bool, *, unfinished: bool = False
+) -> bool:
+    """Print an item; `unfinished` is whether the line before it is, returned whether its own is."""
     from torpor import client
 
     if as_json:
         output.json_line(item)
-    elif isinstance(item, client.Delta):
+        return False
+    if isinstance(item, client.Delta):
         typer.echo(item.text, nl=False, err=True)
-    else:
-        said = item.data.get("text")
-        body = said if isinstance(said, str) else msgspec.json.encode(item.data).decode()
-        head = f"{item.seq:>6}  {item.type:<18}  "
-        output.line(head + output.indented(body, len(head)))
+        return True
+    if unfinished:
+        output.note("")
+    said = item.data.get("text")
+    body = said if isinstance(said, str) else msgspec.json.encode(item.data).decode()
+    head = f"{item.seq:>6}  {item.type:<18}  "
+    output.line(head + output.indented(body, len(head)))
+    return False

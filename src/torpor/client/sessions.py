@@ -162,10 +162,10 @@ class Session:
         )
 
     async def evict(self, *, timeout_s: float | None = None) -> values.SessionInfo:
-        """Put the session to sleep; succeeds if it sleeps already.
+        """Put the session to sleep after the turn under way; succeeds if it sleeps already.
 
         Raises:
-            NotEvictable: it is in the middle of a turn.
+            NotEvictable: messages keep arriving.
         """
         response = await self._link.call(
             self._link.sessions.EvictSession,

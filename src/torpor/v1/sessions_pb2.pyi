@@ -333,7 +333,9 @@ class SendMessageRequest(_message.Message):
     """Who speaks; "user" when empty."""
     busy: Global___BusyPolicy.ValueType
     accept_only: _builtins.bool
-    """Answer as soon as the message is durable, without waiting for its turn."""
+    """Answer as soon as the message is durable, without waiting for its turn; goes with neither
+    BUSY_POLICY_REJECT nor min_version.
+    """
     min_version: _builtins.int
     """Refuse to answer from anything older than this version of the session; 0 for any."""
     def __init__(

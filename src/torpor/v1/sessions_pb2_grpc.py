@@ -138,7 +138,7 @@ class SessionsServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def EvictSession(self, request, context):
-        """Puts an idle session to sleep. Evicting a sleeping session succeeds.
+        """Puts a session to sleep after the turn under way. Evicting a sleeping session succeeds.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -47,7 +47,7 @@ class SessionsStub:
     """Replays events after a seq and then follows, across evictions and moves, until the client ends it."""
     ListEvents: _grpc.UnaryUnaryMultiCallable[_sessions_pb2.ListEventsRequest, _sessions_pb2.ListEventsResponse]
     EvictSession: _grpc.UnaryUnaryMultiCallable[_sessions_pb2.EvictSessionRequest, _sessions_pb2.EvictSessionResponse]
-    """Puts an idle session to sleep. Evicting a sleeping session succeeds."""
+    """Puts a session to sleep after the turn under way. Evicting a sleeping session succeeds."""
     PauseSession: _grpc.UnaryUnaryMultiCallable[_sessions_pb2.PauseSessionRequest, _sessions_pb2.PauseSessionResponse]
     """Lets the session handle no message until it is resumed; takes effect after the turn under way."""
     ResumeSession: _grpc.UnaryUnaryMultiCallable[_sessions_pb2.ResumeSessionRequest, _sessions_pb2.ResumeSessionResponse]
@@ -75,7 +75,7 @@ class SessionsAsyncStub(SessionsStub):
     """Replays events after a seq and then follows, across evictions and moves, until the client ends it."""
     ListEvents: _aio.UnaryUnaryMultiCallable[_sessions_pb2.ListEventsRequest, _sessions_pb2.ListEventsResponse]  # type: ignore[assignment]
     EvictSession: _aio.UnaryUnaryMultiCallable[_sessions_pb2.EvictSessionRequest, _sessions_pb2.EvictSessionResponse]  # type: ignore[assignment]
-    """Puts an idle session to sleep. Evicting a sleeping session succeeds."""
+    """Puts a session to sleep after the turn under way. Evicting a sleeping session succeeds."""
     PauseSession: _aio.UnaryUnaryMultiCallable[_sessions_pb2.PauseSessionRequest, _sessions_pb2.PauseSessionResponse]  # type: ignore[assignment]
     """Lets the session handle no message until it is resumed; takes effect after the turn under way."""
     ResumeSession: _aio.UnaryUnaryMultiCallable[_sessions_pb2.ResumeSessionRequest, _sessions_pb2.ResumeSessionResponse]  # type: ignore[assignment]
@@ -142,7 +142,7 @@ class SessionsServicer(metaclass=_abc_1.ABCMeta):
         request: _sessions_pb2.EvictSessionRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_sessions_pb2.EvictSessionResponse, _abc.Awaitable[_sessions_pb2.EvictSessionResponse]]:
-        """Puts an idle session to sleep. Evicting a sleeping session succeeds."""
+        """Puts a session to sleep after the turn under way. Evicting a sleeping session succeeds."""
 
     @_abc_1.abstractmethod
     def PauseSession(
