@@ -73,6 +73,7 @@ class Waker:
 
     async def close(self) -> None:
         """End what is under way; the hints remain for another gateway."""
+        self._again.clear()
         tasks = list(self._pokes.values())
         for task in tasks:
             task.cancel()
