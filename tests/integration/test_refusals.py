@@ -157,20 +157,13 @@ async def test_turn_over_its_time(cluster: Cluster, code: str) -> None:
     await session.delete()
 
 
-async def test_process_that_ends_itself(
-    cluster: Cluster, session: client.Session, tmp_path: pathlib.Path
-) -> None:
+async def test_process_that_ends_itself(session: client.Session, tmp_path: pathlib.Path) -> None:
     """Code that exits its process runs again as after a crash, and is given up after some tries."""
     await session.send("self.n = 1")
     tries = tmp_path / "tries"
-    once = client.Policy(attempts_max=1)
-    address, key = cluster.addresses[0], cluster.here.api_key
-    async with client.connect(address, api_key=key, policy=once) as impatient:
-        with pytest.raises(errors.OwnerUnreachable):
-            await impatient.sessions.handle(session.id).send(
-                f"import os; open({str(tries)!r}, 'a').write('x'); os._exit(1)"
-            )
-    assert tries.read_text() == "x" * routing.UNREACHABLE_MAX
+    with pytest.raises(errors.MessageGivenUp):
+        await session.send(f"import os; open({str(tries)!r}, 'a').write('x'); os._exit(1)")
+    assert tries.read_text() == "x" * routing.DEATHS_MAX
     assert (await session.send("return str(self.n)")).text == "1"
 
 
