@@ -40,11 +40,15 @@ class Mailbox:
         self._jobs: deque[Job] = deque()
         self._arrived = asyncio.Event()
         self._closed: errors.TorporError | None = None
-        #: Whether a job has been taken and not yet been finished.
-        self.busy = False
+        self._taken: Job | None = None
 
     def __len__(self) -> int:
         return len(self._jobs)
+
+    @property
+    def busy(self) -> bool:
+        """Whether a job has been taken and not yet been finished."""
+        return self._taken is not None
 
     def put(
         self,
@@ -53,16 +57,21 @@ class Mailbox:
         deadline_s: float | None = None,
         busy: protocol.BusyPolicy = protocol.BusyPolicy.ENQUEUE,
     ) -> Job:
-        """Append work.
+        """Append work; one look into the inbox that waits serves all who ask for one.
 
         Raises:
-            SessionBusy: the policy is `reject` and something is under way or waits.
+            SessionBusy: the policy is `reject`, and something else is under way or waits. The same
+                request again is no reason: its caller came back for the answer.
             MailboxFull: `MAILBOX_MAX` jobs wait.
             TorporError: what the mailbox was closed with.
         """
         if self._closed is not None:
             raise self._closed
-        if busy is protocol.BusyPolicy.REJECT and (self.busy or self._jobs):
+        if isinstance(work, protocol.DrainInbox):
+            for waiting in self._jobs:
+                if isinstance(waiting.work, protocol.DrainInbox):
+                    return waiting
+        if busy is protocol.BusyPolicy.REJECT and self._occupied_by_others(work):
             raise errors.SessionBusy(session=self._session)
         if len(self._jobs) >= limits.MAILBOX_MAX:
             raise errors.MailboxFull(
@@ -76,15 +85,24 @@ class Mailbox:
 
     async def take(self) -> Job:
         """Await and remove the oldest job; the session is busy until the next `take`."""
-        self.busy = False
+        self._taken = None
         while not self._jobs:
             self._arrived.clear()
             await self._arrived.wait()
-        self.busy = True
-        return self._jobs.popleft()
+        self._taken = self._jobs.popleft()
+        return self._taken
 
     def close(self, error: errors.TorporError) -> None:
         """Refuse what waits and whatever comes, with `error`."""
         self._closed = error
         while self._jobs:
             self._jobs.popleft().resolve(protocol.refuse(error))
+
+    def _occupied_by_others(self, work: Work) -> bool:
+        here = [job.work for job in (self._taken, *self._jobs) if job is not None]
+        same = isinstance(work, protocol.Deliver) and any(
+            isinstance(other, protocol.Deliver)
+            and other.message.request_id == work.message.request_id
+            for other in here
+        )
+        return bool(here) and not same

@@ -38,6 +38,8 @@ class Change(msgspec.Struct, frozen=True, kw_only=True):
     answer: int = -1
     #: Request ids of the inbox's first items that this commit removes.
     consumed: Sequence[str] = ()
+    #: What is known already of requests that came again, and is to be known beside the hot tail.
+    known: Mapping[str, records.Outcome] = {}
 
 
 class Ownership:
@@ -65,6 +67,7 @@ class Ownership:
         #: What is remembered of requests: beside the hot tail, and of the last hour in cold
         #: segments.
         self.outcomes: dict[str, records.Outcome] = {}
+        self._beside_hot: set[str] = set()
         self.history: history.History
 
     async def claim(self, claim: records.Acquire) -> records.Acquired:
@@ -79,9 +82,11 @@ class Ownership:
         self.head = acquired.head
         self.history = history.History(self._store.sessions, self._blobs, claim.key)
         self.outcomes = dict(acquired.outcomes)
+        self._beside_hot = set(acquired.outcomes)
         if acquired.head.cold_index:
             since_ms = self._clock.now_ms() - limits.DEDUP_KEEP_MS
-            self.outcomes = await self.history.recent_outcomes(since_ms) | self.outcomes
+            # What history says was done stays done, though the same request may wait again.
+            self.outcomes |= await self.history.recent_outcomes(since_ms)
         return acquired
 
     def read_state(self, acquired: records.Acquired) -> memoryview | None:
@@ -158,7 +163,10 @@ class Ownership:
     async def abandon(self) -> None:
         """Give the session up whatever its inbox holds: the last act of a spoilt process."""
         await self._store.sessions.vacate(
-            self.head.key, epoch=self.head.epoch, incarnation=self._claim.owner.incarnation
+            self.head.key,
+            epoch=self.head.epoch,
+            incarnation=self._claim.owner.incarnation,
+            died=False,
         )
 
     async def seal_if_longer_than(self, events: int) -> None:
@@ -172,7 +180,9 @@ class Ownership:
             segments.seal, self._blobs, self._keys.tenant, head.cold_index, run
         )
         forgotten = [
-            rid for rid, known in self.outcomes.items() if head.hot_from <= known.seq < upto
+            rid
+            for rid in self._beside_hot
+            if (known := self.outcomes.get(rid)) is None or 0 < known.seq < upto
         ]
         await self._store.sessions.seal(
             records.Seal(
@@ -185,6 +195,7 @@ class Ownership:
                 forgotten=forgotten,
             )
         )
+        self._beside_hot.difference_update(forgotten)
         self.head = msgspec.structs.replace(
             self.head, hot_from=run[-1].seq + 1, cold_index=cold_index
         )
@@ -225,7 +236,7 @@ class Ownership:
         self, change: Change, events: Sequence[messages.Event], version: int, at_ms: int
     ) -> Mapping[str, records.Outcome]:
         if not change.request_id:
-            return {}
+            return change.known
         outcome = records.Outcome(
             body_digest=change.body_digest,
             state=change.outcome,
@@ -294,6 +305,7 @@ class Ownership:
         if commit.checkpoint is not None:
             self._state_payload = change.state
         self.outcomes.update(commit.outcomes)
+        self._beside_hot.update(commit.outcomes)
         self.head = msgspec.structs.replace(
             self.head,
             version=commit.expected_version + 1,

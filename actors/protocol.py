@@ -112,7 +112,7 @@ class AgentDescription(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 #     Fenced when the epoch is not the actor's
 # control(Control) -> Controlled | Refusal
 # place_file(PlaceFile) -> Placed | Refusal
-# drain_inbox(epoch: int) -> None
+# drain_inbox(epoch: int) -> None | Refusal
 #     looks into the inbox soon; returns at once
 
 

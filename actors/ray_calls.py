@@ -96,7 +96,7 @@ class RayCalls:
         self, owner: records.Owner, key: records.SessionKey, epoch: int, *, timeout_s: float
     ) -> None:
         """Tell the owner to look into its inbox."""
-        await self._call(owner.actor, "drain_inbox", epoch, timeout_s=timeout_s)
+        protocol.accept(await self._call(owner.actor, "drain_inbox", epoch, timeout_s=timeout_s))
 
     async def _call(self, actor: str, method: str, *arguments: object, timeout_s: float) -> Any:
         try:

@@ -86,15 +86,18 @@ class Residence:
     async def run(self) -> None:
         """Work until the session is given up or lost."""
         self._move(lifecycle.Signal.BOOTED)
-        while self._phase is lifecycle.Phase.IDLE:
-            job = await self._mailbox.take()
-            if job.expired:
-                job.resolve(protocol.refuse(errors.DeadlineExceeded(session=self._key.session)))
-                continue
-            job.resolve(await self._answer(job.work))
-            if self._phase is lifecycle.Phase.IDLE:
-                await self._tidy()
-        self._mailbox.close(errors.Fenced("the session has left this process; ask again"))
+        try:
+            while self._phase is lifecycle.Phase.IDLE:
+                job = await self._mailbox.take()
+                if job.expired:
+                    late = errors.DeadlineExceeded(session=self._key.session)
+                    job.resolve(protocol.refuse(late))
+                    continue
+                job.resolve(await self._answer(job.work))
+                if self._phase is lifecycle.Phase.IDLE:
+                    await self._tidy()
+        finally:
+            self._mailbox.close(errors.Fenced("the session has left this process; ask again"))
 
     async def _answer(self, work: mailbox.Work) -> object:
         try:
@@ -150,7 +153,8 @@ class Residence:
         known = self._owned.outcomes.get(request_id)
         if known is not None and known.state is not records.OutcomeState.PENDING:
             # It was handled before its acceptance was repeated; only the item is left to remove.
-            await self._commit(ownership.Change(consumed=(request_id,)))
+            again = ownership.Change(consumed=(request_id,), known={request_id: known})
+            await self._commit(again)
             return
         if self._owned.head.fruitless > limits.FRUITLESS_CLAIMS_MAX:
             error = errors.MessageGivenUp(session=self._key.session, request_id=request_id)
@@ -306,11 +310,12 @@ class Residence:
 
     async def _tidy(self) -> None:
         """Between jobs: keep the hot tail bounded. A failure here costs nothing but another try."""
-        with contextlib.suppress(errors.Unavailable, errors.ResourceExhausted):
-            try:
-                await self._owned.seal_if_longer_than(limits.HOT_EVENTS_MAX)
-            except (errors.Fenced, errors.SessionDeleted):
-                self._move(lifecycle.Signal.FENCED)
+        try:
+            await self._owned.seal_if_longer_than(limits.HOT_EVENTS_MAX)
+        except (errors.Fenced, errors.SessionDeleted):
+            self._move(lifecycle.Signal.FENCED)
+        except errors.TorporError as error:
+            log.warning("not sealed: %s", error, extra={"action": "seal_failed"})
 
     async def _spoil(self) -> None:
         """End this activation: what memory holds is not what the store holds."""

@@ -33,6 +33,7 @@ log = logging.getLogger(__name__)
 CONCURRENCY_MAX = 128
 #: After its session has ended a process stays this long, so that answers under way get out.
 LINGER_S = 0.2
+NOT_THE_OWNER = "this process does not own that epoch"
 
 
 class AgentSession:
@@ -91,14 +92,16 @@ class AgentSession:
         )
         return answer
 
-    async def drain_inbox(self, epoch: int) -> None:
+    async def drain_inbox(self, epoch: int) -> protocol.Refusal | None:
         """Look into the inbox soon; returns at once."""
         here = self._residence
-        if here is not None and here.epoch == epoch:
-            try:
-                here.put(protocol.DrainInbox())
-            except errors.TorporError:
-                return  # its hint stands, and a full mailbox or an ending session will be swept
+        if here is None or here.epoch != epoch:
+            return protocol.refuse(errors.Fenced(NOT_THE_OWNER))
+        try:
+            here.put(protocol.DrainInbox())
+        except errors.TorporError as error:
+            return protocol.refuse(error)
+        return None
 
     async def ping(self) -> int:
         """Return the epoch, whatever the agent's code is doing."""
@@ -125,7 +128,7 @@ class AgentSession:
     ) -> Any:
         here = self._residence
         if here is None or here.epoch != epoch:
-            return protocol.refuse(errors.Fenced("this process does not own that epoch"))
+            return protocol.refuse(errors.Fenced(NOT_THE_OWNER))
         try:
             job = here.put(work, deadline_s=deadline_s, busy=busy)
         except errors.TorporError as error:

@@ -134,13 +134,16 @@ class MemorySessions:
         session.change(nonce="", owner=None)
         return True
 
-    async def vacate(self, key: records.SessionKey, *, epoch: int, incarnation: str) -> bool:
+    async def vacate(
+        self, key: records.SessionKey, *, epoch: int, incarnation: str, died: bool = True
+    ) -> bool:
         """Clear the owner on behalf of a proven dead process; False if it is not the owner."""
         session = self._living(key)
         owner = session.head.owner
         if owner is None or (session.head.epoch, owner.incarnation) != (epoch, incarnation):
             return False
-        session.change(nonce="", owner=None)
+        fruitless = max(0, session.head.fruitless - (0 if died else 1))
+        session.change(nonce="", owner=None, fruitless=fruitless)
         return True
 
     async def seal(self, seal: records.Seal) -> None:

@@ -88,8 +88,8 @@ class Head(msgspec.Struct, frozen=True, kw_only=True):
     #: Digest of the workspace's root manifest; empty for an empty workspace.
     manifest: str
     usage: Usage
-    #: Claims in a row that found something in the inbox and ended without a commit: a message that
-    #: kills whatever handles it shows here.
+    #: Claims in a row that found something in the inbox, and whose process died without a commit: a
+    #: message that kills whatever handles it shows here.
     fruitless: int = 0
     created_ms: int
     updated_ms: int

@@ -141,10 +141,12 @@ class RedisSessions:
         _raise(key, answer[0])
         return bool(answer[0] == b"OK")
 
-    async def vacate(self, key: records.SessionKey, *, epoch: int, incarnation: str) -> bool:
+    async def vacate(
+        self, key: records.SessionKey, *, epoch: int, incarnation: str, died: bool = True
+    ) -> bool:
         """Clear the owner on behalf of a proven dead process; False if it is not the owner."""
         (answer,) = await scripts.script("vacate").run(
-            self._wire, (keys.head(key),), (epoch, incarnation)
+            self._wire, (keys.head(key),), (epoch, incarnation, int(died))
         )
         _raise(key, answer[0])
         return bool(answer[0] == b"OK")

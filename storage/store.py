@@ -85,10 +85,13 @@ class Sessions(Protocol):
         """
         ...
 
-    async def vacate(self, key: records.SessionKey, *, epoch: int, incarnation: str) -> bool:
+    async def vacate(
+        self, key: records.SessionKey, *, epoch: int, incarnation: str, died: bool = True
+    ) -> bool:
         """Clear an owner whose process is proven dead or whose node's lease is gone.
 
-        False, and nothing changed, if it is not the owner.
+        False, and nothing changed, if it is not the owner. An owner that gives itself up says
+        `died=False`: its claim was fruitless by no message's fault and is not counted.
 
         Raises:
             SessionDeleted, SessionNotFound

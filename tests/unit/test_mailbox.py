@@ -4,10 +4,10 @@ import asyncio
 
 import pytest
 
-from torpor import errors, limits
+from torpor import errors, limits, messages
 from torpor.actors import mailbox, protocol
 
-WORK = protocol.DrainInbox()
+WORK = protocol.Leave(epoch=1)
 
 
 async def test_first_in_first_out() -> None:
@@ -52,6 +52,37 @@ async def test_reject_looks_at_work_and_queue() -> None:
     with pytest.raises(errors.SessionBusy):
         box.put(WORK, busy=protocol.BusyPolicy.REJECT)
     box.put(WORK, busy=protocol.BusyPolicy.ENQUEUE)
+
+
+async def test_reject_lets_the_same_request_wait() -> None:
+    """A caller who comes back for the answer to what is under way is not refused."""
+    box = mailbox.Mailbox("s")
+    box.put(_delivery("r-1"))
+    await box.take()
+    again = box.put(_delivery("r-1"), busy=protocol.BusyPolicy.REJECT)
+    with pytest.raises(errors.SessionBusy):
+        box.put(_delivery("r-2"), busy=protocol.BusyPolicy.REJECT)
+    assert await box.take() is again
+
+
+async def test_one_look_into_the_inbox_serves_all() -> None:
+    """Looks into the inbox do not pile up; one that is under way may have looked too early."""
+    box = mailbox.Mailbox("s")
+    first = box.put(protocol.DrainInbox())
+    assert box.put(protocol.DrainInbox()) is first
+    await box.take()
+    assert box.put(protocol.DrainInbox()) is not first
+    assert len(box) == 1
+
+
+def _delivery(request_id: str) -> protocol.Deliver:
+    return protocol.Deliver(
+        epoch=1,
+        message=messages.Message(text="x", request_id=request_id),
+        body_digest="d",
+        busy=protocol.BusyPolicy.ENQUEUE,
+        deadline_s=60.0,
+    )
 
 
 async def test_closing_refuses_what_waits_and_what_comes() -> None:

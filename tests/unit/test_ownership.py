@@ -145,6 +145,32 @@ async def test_sealing_keeps_history_and_requests(
         assert (known.version, known.seq) == (first.version, first.next_seq - 1)
 
 
+async def test_what_was_done_stays_done_though_it_waits_again(
+    store: memory_store.MemoryStore,
+    blobs: local_blobs.LocalBlobStore,
+    owned: ownership.Ownership,
+    fake_clock: FakeClock,
+) -> None:
+    """A request whose outcome only cold history knows is not handled again when it is posted."""
+    await owned.commit(_turn("first"))
+    for number in range(limits.HOT_EVENTS_MAX // 2):
+        await owned.commit(_turn(f"turn-{number}"))
+    await owned.seal_if_longer_than(limits.HOT_EVENTS_MAX)
+    key = owned.head.key
+    again = messages.Message(text="words", request_id="first")
+    await store.sessions.enqueue(key, records.InboxItem(message=again, body_digest="body", at_ms=0))
+    later, _ = await activations.claim(store, blobs, key, time=fake_clock)
+    known = later.remembered("first", "body")
+    assert known is not None
+    assert known.state is records.OutcomeState.DONE
+    await later.commit(ownership.Change(consumed=("first",), known={"first": known}))
+    assert await store.sessions.outcome(key, "first") == known
+    for number in range(limits.HOT_EVENTS_MAX // 2):
+        await later.commit(_turn(f"later-{number}"))
+    await later.seal_if_longer_than(limits.HOT_EVENTS_MAX)
+    assert await store.sessions.outcome(key, "first") is None
+
+
 async def test_short_tail_is_left_alone(
     store: memory_store.MemoryStore, owned: ownership.Ownership
 ) -> None:

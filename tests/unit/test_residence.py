@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 import torpor
-from torpor import deployment, errors, messages
+from torpor import deployment, errors, limits, messages
 from torpor.actors import lifecycle, protocol
 from torpor.storage import local_blobs, memory_store, records, redis_store
 from torpor.testing import activations, valkey
@@ -87,8 +87,10 @@ async def activate(
         monkeypatch.setattr(sys, name, getattr(sys, name))
     made = []
 
-    async def one(stored: Any, **how: Any) -> activations.Activation:
-        key = await activations.new_session(stored)
+    async def one(
+        stored: Any, *, key: records.SessionKey | None = None, **how: Any
+    ) -> activations.Activation:
+        key = key or await activations.new_session(stored)
         made.append(await activations.activate(stored, key, Adder, tmp_path, **how))
         return made[-1]
 
@@ -328,6 +330,29 @@ async def test_storage_full(
     await here.ended()
     head = await store.sessions.head(before.key)
     assert (head.version, head.manifest, head.owner) == (before.version, before.manifest, None)
+
+
+async def test_full_storage_gives_no_message_up(
+    store: memory_store.MemoryStore, activate: Activate, full_disk: pathlib.Path
+) -> None:
+    """However often a good message meets a full disk, it waits, and is not given up."""
+    key = await activations.new_session(store)
+    (full_disk / "ballast").write_bytes(bytes(2 << 20)[: _room(full_disk)])
+    message = messages.Message(text="2", request_id="posted")
+    await store.sessions.enqueue(key, records.InboxItem(message=message, body_digest="2", at_ms=0))
+    for _ in range(limits.FRUITLESS_CLAIMS_MAX + 2):
+        here = await activate(store, key=key, blob_store=local_blobs.LocalBlobStore(full_disk))
+        (here.workspace / "new").write_bytes(os.urandom(64 << 10))
+        with pytest.raises(errors.StorageFull):
+            protocol.accept(await here.put(protocol.DrainInbox()))
+        await here.ended()
+    assert len(await store.sessions.inbox(key)) == 1
+    assert messages.AGENT_ERROR not in await _types(store, key)
+
+
+def _room(disk: pathlib.Path) -> int:
+    status = os.statvfs(disk)
+    return status.f_bavail * status.f_frsize
 
 
 @pytest.fixture

@@ -53,7 +53,10 @@ class Ownership:
         assert taken.head.usage == commit.usage
 
     async def test_fruitless_claims_are_counted(self, store: store.Store) -> None:
-        """Claims count while the inbox holds something, each once, until a commit takes place."""
+        """Claims count while the inbox holds something, each once, until a commit takes place.
+
+        One that its owner gave up alive is taken back.
+        """
         head = await store.sessions.create(store_samples.new(store_samples.key()))
         for expected in (0, 0):
             taken = await store.sessions.acquire(store_samples.claim(head))
@@ -66,6 +69,14 @@ class Ownership:
             taken = await store.sessions.acquire(claim)
             assert taken.head.fruitless == expected
             head = taken.head
+        for died, expected in ((True, 2), (False, 2), (False, 2)):
+            incarnation = store_samples.OWNER.incarnation
+            await store.sessions.vacate(
+                head.key, epoch=head.epoch, incarnation=incarnation, died=died
+            )
+            head = await store.sessions.head(head.key)
+            assert head.fruitless == expected
+            head = (await store.sessions.acquire(store_samples.claim(head))).head
         await store.sessions.commit(store_samples.commit(head))
         assert (await store.sessions.head(head.key)).fruitless == 0
 
