@@ -1,9 +1,8 @@
 """The thread that agent code runs on.
 
 The session actor's event loop answers calls, renews, commits; agent code may block. So it gets a
-    loop
-on a thread of its own, on which everything that touches the agent object happens, one thing at a
-time: waking it, running a turn, pickling it, taking the snapshot of its files.
+loop on a thread of its own, on which everything that touches the agent object happens, one thing at
+a time: waking it, running a turn, pickling it, taking the snapshot of its files.
 """
 
 import asyncio

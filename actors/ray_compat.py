@@ -93,13 +93,11 @@ def join(address: str) -> None:
     """Make this process a quiet driver of a cluster.
 
     Ray prints every worker's death to its drivers; here processes end all the time, on purpose and
-        by
-    accident, and what it means for sessions is said by torpor's own log. Where the private function
-    has moved, Ray prints.
+    by accident, and what it means for sessions is said by torpor's own log. Where the private
+    function has moved, Ray prints.
 
     Raises:
-        ConnectionError: there is no cluster at `address` (`auto`: RAY_ADDRESS, or one on this
-            machine).
+        ConnectionError: no cluster at `address` (`auto`: RAY_ADDRESS, or one on this machine).
     """
     ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     if hasattr(ray._private.worker, "print_to_stdstream"):

@@ -1,7 +1,7 @@
 """One activation at work: takes jobs in order, runs turns, commits, and only then answers.
 
 This is the heart of the session process, without Ray: `torpor.actors.session` puts it into an
-    actor.
+actor.
 """
 
 import asyncio

@@ -1,8 +1,7 @@
 """A few bytes that a session process shares with its node's agent.
 
-The agent looks at every session once a second. Asking each by a call would cost milliseconds of
-    CPU a
-piece; a shared page costs nothing. It informs, it decides nothing that must be right: an eviction
+The agent looks at every session once a second. Asking each by a call would cost milliseconds of CPU
+a piece; a shared page costs nothing. It informs, it decides nothing that must be right: an eviction
 is asked for by a call, and the session itself says no when it is busy.
 """
 

@@ -1,9 +1,8 @@
 """The main job, on real input: `make demo`.
 
 Six notebook sessions on three Ray nodes work on public data sets. One is evicted and wakes on
-    another
-node; one's process is killed in the middle of a turn; a whole node is lost. At the end every
-acknowledged turn is looked for, in variables, history and files.
+another node; one's process is killed in the middle of a turn; a whole node is lost. At the end
+every acknowledged turn is looked for, in variables, history and files.
 """
 
 import asyncio

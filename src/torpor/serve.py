@@ -33,7 +33,6 @@ async def _serve(place: deployment.Deployment) -> None:
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    # Only now: joining sets handlers of Ray's own.
     control = control_plane.ControlPlane(place)
     await control.reconcile()
     gateways = ", ".join(each.gateway for each in control.running.values()) or "no node yet"
