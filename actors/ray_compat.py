@@ -6,11 +6,14 @@ Held by `tests/integration/test_ray_compat.py`, which says what broke when Ray m
 import contextlib
 import logging
 import os
+import socket
 from typing import Any
 
 import psutil
 import ray
 from ray import cluster_utils
+
+from torpor import errors
 
 #: Read by Ray's processes at their start; set before any of them is started here.
 _NODE_ENVIRONMENT = {
@@ -30,6 +33,8 @@ _NODE_ENVIRONMENT = {
 NAME_LABEL = "torpor-name"
 #: A local node's object store: torpor passes small messages only.
 OBJECT_STORE_BYTES = 80 << 20
+#: A head that is there accepts a connection well within this.
+PROBE_TIMEOUT_S = 5.0
 
 
 class LocalCluster:
@@ -97,9 +102,20 @@ def join(address: str) -> None:
     function has moved, Ray prints.
 
     Raises:
-        ConnectionError: no cluster at `address` (`auto`: RAY_ADDRESS, or one on this machine).
+        FailedPrecondition: no cluster at `address` (`auto`: RAY_ADDRESS, or one on this machine).
     """
-    ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+    named = os.environ.get("RAY_ADDRESS", "") if address == "auto" else address
+    try:
+        if named.count(":") == 1:
+            # Ray itself would try for a minute before it says that nobody is there.
+            host, _, port = named.partition(":")
+            socket.create_connection((host, int(port)), PROBE_TIMEOUT_S).close()
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+    except (OSError, ValueError) as error:
+        raise errors.FailedPrecondition(
+            f"no Ray cluster answers{f' at {named}' if named else ''}: {error}; start one with "
+            "`ray start`, or set RAY_ADDRESS to its head's address"
+        ) from None
     if hasattr(ray._private.worker, "print_to_stdstream"):
         ray._private.worker.print_to_stdstream = lambda *_, **__: None
 

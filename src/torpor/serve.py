@@ -19,7 +19,7 @@ def run(place: deployment.Deployment) -> None:
 
     Raises:
         StoreUnavailable, StoreBelowDurability, SigningKeyMissing: before anything is started.
-        ConnectionError: no Ray cluster to be found; start one, or set RAY_ADDRESS.
+        FailedPrecondition: no Ray cluster answers.
     """
     asyncio.run(_serve(place))
 
@@ -28,6 +28,7 @@ async def _serve(place: deployment.Deployment) -> None:
     store = redis_store.open(place)
     await store.check_durability()
     await store.close()
+    _say("joining the Ray cluster")
     ray_compat.join("auto")
     # Only now: joining sets handlers of Ray's own.
     stop = asyncio.Event()
@@ -36,9 +37,13 @@ async def _serve(place: deployment.Deployment) -> None:
     control = control_plane.ControlPlane(place)
     await control.reconcile()
     gateways = ", ".join(each.gateway for each in control.running.values()) or "no node yet"
-    print(f"ready on {gateways}; Ctrl-C ends this, not them", file=sys.stderr, flush=True)  # noqa: T201
+    _say(f"ready on {gateways}; Ctrl-C ends this, not them")
     keeping = asyncio.create_task(control.keep())
     await stop.wait()
     keeping.cancel()
     await control.close()
     await asyncio.to_thread(ray.shutdown)
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)  # noqa: T201 — this is the command's voice

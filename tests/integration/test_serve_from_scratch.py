@@ -153,3 +153,13 @@ async def test_serve_needs_its_store(settings: dict[str, object], tmp_path: path
         assert serve.process.wait(TIMEOUT_S) == 4
         assert "STORE_UNAVAILABLE" in serve.said()
         assert "Traceback" not in serve.said()
+
+
+async def test_serve_needs_a_cluster(settings: dict[str, object], tmp_path: pathlib.Path) -> None:
+    """A Ray cluster that is not there is said at once, with the remedy."""
+    env = {"RAY_ADDRESS": f"127.0.0.1:{_free_port()}"}
+    command = ("torpor", "serve", "--config", str(settings["path"]))
+    with _running(tmp_path / "log", *command, env=env) as serve:
+        assert serve.process.wait(TIMEOUT_S) == 5
+        assert "no Ray cluster answers" in serve.said()
+        assert "Traceback" not in serve.said()
