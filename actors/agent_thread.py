@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from torpor import definition, errors, limits, messages
-from torpor.actors import turn_context
+from torpor.actors import output, turn_context
 from torpor.storage import snapshot, state
 
 T = TypeVar("T")
@@ -24,6 +24,8 @@ T = TypeVar("T")
 CANCEL_GRACE_S = 5.0
 #: Lines of a traceback that go into the history.
 TRACEBACK_LINES_MAX = 20
+#: Characters of an error's message, and of its traceback: either may quote what the agent works on.
+FAILURE_CHARS_MAX = 16 << 10
 
 
 class TurnResult(msgspec.Struct, frozen=True, kw_only=True):
@@ -49,13 +51,14 @@ class AgentThread:
 
     def __init__(self) -> None:
         self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="agent", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="agent", daemon=True)
         self._thread.start()
         self._agent: definition.Agent | None = None
 
     async def call(self, work: Coroutine[Any, Any, T]) -> T:
         """Run a coroutine on the agent's thread and return what it returns."""
-        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, self._loop))
+        contained = _contained(work)
+        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(contained, self._loop))
 
     async def wake(self, make: Callable[[], definition.Agent]) -> None:
         """Make the agent object and run its `on_wake`."""
@@ -95,6 +98,13 @@ class AgentThread:
         except TimeoutError:
             raise _timed_out(timeout_s) from None
 
+    def _run(self) -> None:
+        # asyncio ends a loop with either of these; one in a task that the agent started must not
+        # leave all later work waiting.
+        while not self._loop.is_closed():
+            with contextlib.suppress(SystemExit, KeyboardInterrupt):
+                self._loop.run_forever()
+
     async def _turn(
         self,
         ctx: turn_context.TurnContext,
@@ -107,13 +117,20 @@ class AgentThread:
         try:
             async with asyncio.timeout(timeout_s) as limit:
                 reply = await _handle(current, ctx, message)
-        except (Exception, asyncio.CancelledError) as error:
+        except (Exception, asyncio.CancelledError, SystemExit, KeyboardInterrupt) as error:
             return _failure(_timed_out(timeout_s) if limit.expired() else error)
         try:
             dumped = state.dump(current)
             return TurnResult(reply=reply, state=dumped, snapshot=snapshotter.snapshot())
         except (errors.TurnFailed, errors.WorkspaceQuotaExceeded, errors.InvalidArgument) as error:
             return _failure(error)
+
+
+async def _contained(work: Coroutine[Any, Any, T]) -> T:
+    try:
+        return await work
+    except (SystemExit, KeyboardInterrupt) as error:
+        raise errors.TurnFailed(f"agent code raised {error!r}") from error
 
 
 async def _handle(
@@ -124,12 +141,13 @@ async def _handle(
     if isinstance(value, str):
         value = messages.Reply(text=value)
     if isinstance(value, messages.Reply):
-        if len(value.text.encode(errors="replace")) > limits.EVENT_BYTES_MAX:
+        text = output.utf8(value.text)
+        if len(text.encode()) > limits.EVENT_BYTES_MAX:
             raise errors.TurnFailed(
                 f"the reply is longer than {limits.EVENT_BYTES_MAX} bytes; write a file instead"
             )
-        data, _ = turn_context.plain(value.data, "reply.data")
-        return messages.Reply(text=value.text, data=data)
+        data, _ = messages.plain(value.data, "reply.data")
+        return messages.Reply(text=text, data=data)
     if value is None:
         return messages.Reply()
     raise errors.TurnFailed(
@@ -143,10 +161,11 @@ def _timed_out(timeout_s: float) -> errors.TurnTimedOut:
 
 def _failure(error: BaseException) -> TurnFailure:
     lines = "".join(traceback.format_exception(error)).splitlines()[-TRACEBACK_LINES_MAX:]
+    reason, message = errors.TurnFailed.reason, f"{type(error).__name__}: {error}"
     if isinstance(error, errors.TorporError):
-        return TurnFailure(reason=error.reason, message=error.message, traceback="\n".join(lines))
+        reason, message = error.reason, error.message
     return TurnFailure(
-        reason=errors.TurnFailed.reason,
-        message=f"{type(error).__name__}: {error}",
-        traceback="\n".join(lines),
+        reason=reason,
+        message=output.utf8(message[:FAILURE_CHARS_MAX]),
+        traceback=output.utf8("\n".join(lines)[-FAILURE_CHARS_MAX:]),
     )

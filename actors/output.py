@@ -25,6 +25,11 @@ def log_folder(storage: pathlib.Path, key: records.SessionKey) -> pathlib.Path:
     return storage / key.tenant / "logs" / key.session
 
 
+def utf8(text: str) -> str:
+    """Return `text` with lone surrogates (as in odd file names) escaped: events are UTF-8."""
+    return text.encode(errors="backslashreplace").decode()
+
+
 class SessionLog:
     """Two files that take turns: when the newer is full, the older is dropped."""
 
@@ -97,7 +102,7 @@ class Capture(io.TextIOBase):
     def take(self) -> Printed:
         """Return what was printed since the last call, and begin anew."""
         with self._lock:
-            printed = Printed(text="".join(self._kept), dropped=self._dropped)
+            printed = Printed(text=utf8("".join(self._kept)), dropped=self._dropped)
             self._kept, self._room, self._dropped = [], limits.OUTPUT_CHARS_MAX, 0
         return printed
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import pathlib
+import sys
 import threading
 import time
 from typing import Any
@@ -48,6 +49,16 @@ class Obedient(torpor.Agent):
                 self.lock = threading.Lock()
             case "cancel":
                 raise asyncio.CancelledError
+            case "exit":
+                sys.exit(3)
+            case "exit later":
+                asyncio.get_running_loop().call_soon(sys.exit, 3)
+            case "odd name":
+                raise ValueError("no file \udcff")
+            case "say odd name":
+                return "\udcff"
+            case "long":
+                raise ValueError("x" * (1 << 20))
             case "number":
                 return 7
             case "nothing":
@@ -119,6 +130,7 @@ async def test_turn_ends_as_reply_state_and_files(stage: Stage) -> None:
     ("text", "reply"),
     [
         ("nothing", torpor.Reply()),
+        ("say odd name", torpor.Reply(text="\\udcff")),
         ("reply", torpor.Reply(text="both", data={"n": [1, 2]})),
     ],
 )
@@ -135,6 +147,9 @@ async def test_replies_of_all_kinds(stage: Stage, text: str, reply: torpor.Reply
         ("raise", errors.TurnFailed, "KeyError: 'missing'"),
         ("refuse", errors.InvalidField, "not like that"),
         ("cancel", errors.TurnFailed, "CancelledError"),
+        ("exit", errors.TurnFailed, "SystemExit: 3"),
+        ("odd name", errors.TurnFailed, "no file \\udcff"),
+        ("long", errors.TurnFailed, "ValueError: xxx"),
         ("number", errors.TurnFailed, "returned int"),
         ("odd reply", errors.InvalidField, "reply.data"),
         ("lock", errors.StateNotPicklable, "self.lock"),
@@ -149,6 +164,8 @@ async def test_failures(
     assert failure.reason == reason.reason
     assert words in failure.message
     assert len(failure.traceback.splitlines()) <= agent_thread.TRACEBACK_LINES_MAX
+    stored = f"{failure.message}{failure.traceback}".encode()
+    assert len(stored) <= 2 * agent_thread.FAILURE_CHARS_MAX
 
 
 async def test_time_over_while_awaiting(stage: Stage) -> None:
@@ -173,6 +190,23 @@ async def test_time_over_and_no_end(
     assert beats > 3
     with pytest.raises(errors.TurnTimedOut):
         await turn
+
+
+async def test_exit_in_a_callback_leaves_the_thread_at_work(stage: Stage) -> None:
+    """What the agent started may end the loop, but not the turns after it."""
+    await stage.run("exit later")
+    assert isinstance(await stage.run("file"), agent_thread.TurnResult)
+
+
+async def test_exit_while_waking_is_an_error(tmp_path: pathlib.Path) -> None:
+    """An agent that exits instead of waking fails its activation at once."""
+
+    class Quitter(torpor.Agent):
+        async def on_wake(self) -> None:
+            sys.exit(3)
+
+    with pytest.raises(errors.TurnFailed, match="SystemExit"):
+        await Stage(tmp_path).thread.wake(Quitter)
 
 
 async def test_full_storage_is_not_the_agents_fault(
