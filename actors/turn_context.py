@@ -2,7 +2,6 @@
 
 import asyncio
 import pathlib
-import re
 from collections.abc import Callable, Collection, Coroutine
 from typing import Any, TypeVar
 
@@ -12,8 +11,6 @@ from torpor import context, errors, limits, messages
 from torpor.storage import history, records
 
 T = TypeVar("T")
-
-_TYPE = re.compile(r"[a-z][a-z0-9_]*(\.[a-z][a-z0-9_]*)+")
 
 
 class Draft(msgspec.Struct, frozen=True, kw_only=True):
@@ -74,13 +71,8 @@ class TurnContext:
             ResourceExhausted: the turn would have more than `TURN_EVENTS_MAX` events, or their data
                 more than `TURN_BYTES_MAX`.
         """
-        if not _TYPE.fullmatch(type) or type.startswith(messages.RESERVED_PREFIXES):
-            raise errors.InvalidField(
-                f"event type {type!r} must be dotted lower case and not begin with one of "
-                f"{', '.join(messages.RESERVED_PREFIXES)}",
-                field="type",
-            )
-        copy, size_bytes = plain(data, "data")
+        messages.check_own_type(type)
+        copy, size_bytes = messages.plain(data, "data")
         self._room_bytes -= size_bytes
         if len(self.emitted) >= limits.TURN_EVENTS_MAX or self._room_bytes < 0:
             raise errors.ResourceExhausted(
@@ -93,23 +85,3 @@ class TurnContext:
     def stream(self, text: str) -> None:
         """Send a provisional piece of the reply to whoever watches; it is not stored."""
         self._stream(text)
-
-
-def plain(data: dict[str, Any], field: str) -> tuple[dict[str, Any], int]:
-    """Return a copy of `data` that holds nothing but JSON's types, and its encoded size in bytes.
-
-    A copy, so that what is committed outlives the agent's classes and later changes.
-
-    Raises:
-        InvalidField: it holds something else, or encodes to more than `EVENT_BYTES_MAX`.
-    """
-    try:
-        encoded = msgspec.json.encode(data)
-        copy: dict[str, Any] = msgspec.json.decode(encoded, type=dict[str, Any])
-    except (TypeError, msgspec.MsgspecError, RecursionError, OverflowError) as error:
-        raise errors.InvalidField(f"{field} is not JSON-like: {error}", field=field) from None
-    if len(encoded) > limits.EVENT_BYTES_MAX:
-        raise errors.InvalidField(
-            f"{field} is {len(encoded)} bytes, more than {limits.EVENT_BYTES_MAX}", field=field
-        )
-    return copy, len(encoded)

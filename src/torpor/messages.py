@@ -1,9 +1,12 @@
 """What goes into a session and what comes out: messages, replies, events."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
 import msgspec
+
+from torpor import errors, limits
 
 
 class Message(msgspec.Struct, frozen=True, kw_only=True):
@@ -55,3 +58,39 @@ WORKSPACE_WRITTEN = "workspace.written"
 
 #: Prefixes that only torpor writes, so that a history can be trusted to say what happened.
 RESERVED_PREFIXES = ("session.", "user.", "approval.", "workspace.", "agent.")
+
+_TYPE = re.compile(r"[a-z][a-z0-9_]*(\.[a-z][a-z0-9_]*)+")
+
+
+def check_own_type(type: str) -> None:  # noqa: A002 — the name that `ctx.emit` has for it
+    """Refuse what is no name for an agent's own events.
+
+    Raises:
+        InvalidField: it is not dotted lower case, or begins with a prefix of `RESERVED_PREFIXES`.
+    """
+    if not _TYPE.fullmatch(type) or type.startswith(RESERVED_PREFIXES):
+        raise errors.InvalidField(
+            f"{type!r} is not an event type that an agent may use: write it dotted and in lower "
+            f"case, and begin with none of {', '.join(RESERVED_PREFIXES)}",
+            field="type",
+        )
+
+
+def plain(data: dict[str, Any], field: str) -> tuple[dict[str, Any], int]:
+    """Return a copy of `data` that holds nothing but JSON's types, and its encoded size in bytes.
+
+    A copy, so that what is committed outlives the agent's classes and later changes.
+
+    Raises:
+        InvalidField: it holds something else, or encodes to more than `EVENT_BYTES_MAX`.
+    """
+    try:
+        encoded = msgspec.json.encode(data)
+        copy: dict[str, Any] = msgspec.json.decode(encoded, type=dict[str, Any])
+    except (TypeError, msgspec.MsgspecError, RecursionError, OverflowError) as error:
+        raise errors.InvalidField(f"{field} is not JSON-like: {error}", field=field) from None
+    if len(encoded) > limits.EVENT_BYTES_MAX:
+        raise errors.InvalidField(
+            f"{field} is {len(encoded)} bytes, more than {limits.EVENT_BYTES_MAX}", field=field
+        )
+    return copy, len(encoded)

@@ -1,15 +1,12 @@
 """A context without a cluster, to test agents as plain objects."""
 
 import pathlib
-import re
 from collections.abc import Collection, Sequence
 from typing import Any
 
 import msgspec
 
-from torpor import context, errors, limits, messages
-
-_TYPE = re.compile(r"[a-z][a-z0-9_]*(\.[a-z][a-z0-9_]*)+")
+from torpor import context, limits, messages
 
 
 class FakePage(msgspec.Struct, frozen=True, kw_only=True):
@@ -81,18 +78,8 @@ class FakeContext:
             InvalidField: the type is not dotted lower case, uses a prefix that is reserved for
                 torpor, or the data is not JSON-like.
         """
-        if not _TYPE.fullmatch(type) or type.startswith(messages.RESERVED_PREFIXES):
-            raise errors.InvalidField(
-                f"{type!r} is not an event type that an agent may use: write it dotted and in "
-                f"lower case, and begin with none of {', '.join(messages.RESERVED_PREFIXES)}",
-                field="type",
-            )
-        try:
-            copy = msgspec.json.decode(msgspec.json.encode(data))
-        except (TypeError, ValueError, RecursionError) as failure:
-            raise errors.InvalidField(
-                f"the data of {type!r} is not JSON-like: {failure}", field="data"
-            ) from failure
+        messages.check_own_type(type)
+        copy, _ = messages.plain(data, "data")
         self.emitted.append((type, copy))
 
     def stream(self, text: str) -> None:
