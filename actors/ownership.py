@@ -5,6 +5,7 @@ moment that stops being so, the next write says `Fenced` and the process ends.
 """
 
 import asyncio
+import contextlib
 import os
 import random
 from collections.abc import Mapping, Sequence
@@ -155,7 +156,10 @@ class Ownership:
         Raises:
             Fenced, StoreUnavailable
         """
-        await self.seal_if_longer_than(limits.HOT_EVENTS_ASLEEP_MAX)
+        # A long tail costs memory of the store; shared storage that fails must not keep the session
+        # in a process, too.
+        with contextlib.suppress(errors.StorageFull, errors.StorageUnavailable, errors.DataLoss):
+            await self.seal_if_longer_than(limits.HOT_EVENTS_ASLEEP_MAX)
         return await self._store.sessions.release(
             self.head.key, epoch=self.head.epoch, nonce=self.head.nonce
         )

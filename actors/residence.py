@@ -32,6 +32,7 @@ log = logging.getLogger(__name__)
 #: A session that is asked to leave while messages keep arriving handles them and tries again, this
 #: often.
 RELEASE_TRIES_MAX = 8
+LEFT = "the session has left this process; ask again"
 
 
 class Residence:
@@ -97,7 +98,7 @@ class Residence:
                 if self._phase is lifecycle.Phase.IDLE:
                     await self._tidy()
         finally:
-            self._mailbox.close(errors.Fenced("the session has left this process; ask again"))
+            self._mailbox.close(errors.Fenced(LEFT))
 
     async def _answer(self, work: mailbox.Work) -> object:
         try:
@@ -130,11 +131,18 @@ class Residence:
         if known is not None and known.state is records.OutcomeState.PENDING:
             await self._drain_inbox()
             known = self._owned.remembered(message.request_id, body_digest)
+            if known is not None and known.state is records.OutcomeState.PENDING:
+                # What waited before it ended the session here.
+                self._demand_residence()
         if known is not None and known.state is not records.OutcomeState.PENDING:
             return ownership.answer_of(await self._owned.history.answer(known), repeated=True)
         if self._owned.head.status is records.Status.PAUSED:
             raise errors.SessionPaused(session=self._key.session)
         return await self._turn(message, body_digest, consumed=())
+
+    def _demand_residence(self) -> None:
+        if self._phase is not lifecycle.Phase.IDLE:
+            raise errors.Fenced(LEFT)
 
     async def _drain_inbox(self) -> None:
         """Handle what was accepted, in order; what a paused session was sent waits."""
@@ -222,7 +230,15 @@ class Residence:
             return protocol.Placed(version=known.version)
         self._move(lifecycle.Signal.BEGAN)
         try:
-            taken = await self._thread.call(self._placed(work))
+            taken = await asyncio.wait_for(
+                self._thread.call(self._placed(work)), self._settings.turn_timeout_s
+            )
+        except TimeoutError:
+            await self._spoil()
+            raise errors.OwnerUnreachable(
+                "something that the agent started keeps its thread busy; the session starts anew",
+                session=self._key.session,
+            ) from None
         except errors.TorporError:
             await self._spoil()
             raise
@@ -274,7 +290,7 @@ class Residence:
             except (errors.Fenced, errors.SessionDeleted):
                 self._move(lifecycle.Signal.FENCED)
                 raise
-            except errors.Unavailable:
+            except errors.TorporError:
                 self._move(lifecycle.Signal.CALLED_BACK)
                 raise
             if released:
@@ -283,6 +299,8 @@ class Residence:
                 return protocol.Controlled(version=self._owned.head.version)
             self._move(lifecycle.Signal.CALLED_BACK)
             await self._drain_inbox()
+            if self._phase is lifecycle.Phase.ENDED:
+                return protocol.Controlled(version=self._owned.head.version)
         raise errors.NotEvictable("messages keep arriving", session=self._key.session)
 
     async def _commit(self, change: ownership.Change) -> records.Committed:

@@ -8,7 +8,7 @@ import pytest
 
 from torpor import errors, limits, messages
 from torpor.actors import ownership, turn_context
-from torpor.storage import local_blobs, memory_store, records
+from torpor.storage import local_blobs, memory_store, records, segments
 from torpor.testing import activations
 from torpor.testing.clock import FakeClock
 
@@ -143,6 +143,24 @@ async def test_sealing_keeps_history_and_requests(
         known = holder.remembered("first", "body")
         assert known is not None
         assert (known.version, known.seq) == (first.version, first.next_seq - 1)
+
+
+async def test_full_storage_keeps_nobody_from_leaving(
+    store: memory_store.MemoryStore,
+    owned: ownership.Ownership,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A long tail that cannot be sealed stays in the store, and the session is given up."""
+    for number in range(limits.HOT_EVENTS_ASLEEP_MAX):
+        await owned.commit(_turn(f"turn-{number}"))
+
+    def full(*_: object) -> None:
+        raise errors.StorageFull
+
+    monkeypatch.setattr(segments, "seal", full)
+    assert await owned.release()
+    head = await store.sessions.head(owned.head.key)
+    assert (head.owner, head.hot_from) == (None, 1)
 
 
 async def test_what_was_done_stays_done_though_it_waits_again(
