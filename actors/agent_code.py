@@ -4,12 +4,14 @@ Run as a program it imports one agent and prints its description as JSON: regist
 process of its own, because importing somebody's module runs it.
 """
 
+import asyncio
 import hashlib
 import importlib
 import inspect
 import os
 import sys
 import traceback
+from typing import Any
 
 import msgspec
 
@@ -18,6 +20,12 @@ from torpor.actors import protocol
 
 #: Lines of a failed import's traceback that go to whoever deployed the agent.
 TRACEBACK_LINES_MAX = 12
+#: Importing an agent with pandas takes some seconds on a slow machine.
+DESCRIBE_TIMEOUT_S = 60.0
+
+_DESCRIBED: msgspec.json.Decoder[Any] = msgspec.json.Decoder(
+    protocol.AgentDescription | protocol.Refusal
+)
 
 
 def load(import_path: str) -> type[definition.Agent]:
@@ -69,6 +77,41 @@ def describe(import_path: str) -> protocol.AgentDescription:
         digest=digest,
         settings=settings,
     )
+
+
+async def describe_apart(import_path: str) -> protocol.AgentDescription:
+    """Describe an agent in a process of its own.
+
+    Raises:
+        InvalidField: as `describe`.
+        AgentImportFailed: as `load`; or the process ended without an answer, or not in time.
+    """
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "torpor.actors.agent_code",
+        import_path,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    try:
+        stdout, stderr = await asyncio.wait_for(process.communicate(), DESCRIBE_TIMEOUT_S)
+    except TimeoutError:
+        process.kill()
+        await process.wait()
+        raise errors.AgentImportFailed(
+            f"importing {import_path} took longer than {DESCRIBE_TIMEOUT_S:g} s"
+        ) from None
+    try:
+        answer: protocol.AgentDescription | protocol.Refusal = _DESCRIBED.decode(stdout)
+    except msgspec.MsgspecError:
+        tail = stderr.decode(errors="replace")[-2000:]
+        raise errors.AgentImportFailed(
+            f"importing {import_path} ended the process ({process.returncode})\n{tail}"
+        ) from None
+    return protocol.accept(answer)
 
 
 def main() -> None:

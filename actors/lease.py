@@ -49,7 +49,12 @@ class LeaseKeeper:
         self._stop.set()
 
     def _run(self) -> None:
-        asyncio.run(self._keep())
+        try:
+            asyncio.run(self._keep())
+        except Exception:
+            # Nobody renews it any more, and the node must not go on as if somebody did.
+            log.exception("lease lost", extra={"action": "lease_lost", "node": self._node})
+            self._on_lapse()
 
     async def _keep(self) -> None:
         opened = self._open_store()

@@ -5,16 +5,15 @@ import contextlib
 import functools
 import logging
 import os
-import sys
 from collections.abc import Coroutine
 from typing import Any
 
-import msgspec
 import psutil
 import ray
 
 from torpor import clock, deployment, errors, ids
 from torpor.actors import (
+    agent_code,
     eviction,
     lease,
     lifecycle,
@@ -36,12 +35,10 @@ CONCURRENCY_MAX = 256
 ENDED_GRACE_S = 5.0
 #: An owner that answers a ping within this lives.
 PING_TIMEOUT_S = 2.0
-#: Importing an agent with pandas takes some seconds on a slow machine.
-INSPECT_TIMEOUT_S = 60.0
-
-_INSPECTED: msgspec.json.Decoder[Any] = msgspec.json.Decoder(
-    protocol.AgentDescription | protocol.Refusal
-)
+#: A session that is asked to leave does so within this, or is asked whether it lives.
+LEAVE_TIMEOUT_S = 30.0
+#: A process gives up a turn at its time; one that has not after this much more is asked likewise.
+HUNG_GRACE_S = 30.0
 
 
 class NodeAgent:
@@ -59,7 +56,8 @@ class NodeAgent:
         root_pid = os.getppid() if place.load_scope is deployment.LoadScope.NODE else None
         self._meter = load_meter.LoadMeter(cpus=cpus, root_pid=root_pid)
         self._slots: dict[tuple[records.SessionKey, int], slots.Slot] = {}
-        self._activating = 0
+        #: What is being woken here, or waits for a permit.
+        self._waking: list[tuple[records.SessionKey, int]] = []
         self._permits = asyncio.Semaphore(place.activations_per_node_max)
         self._draining = False
         self._lapsed = asyncio.Event()
@@ -67,12 +65,19 @@ class NodeAgent:
         self._beat = 0
         self._reading = self._meter.read()
         self._incarnation = ""
+        self._starting = asyncio.Lock()
+        self._in_office = False
+        self._store = redis_store.open(place)
 
     async def start(self) -> str:
         """Take office; returns the incarnation. An agent that is in office stays as it is."""
-        if self._incarnation:
-            return self._incarnation
-        self._store = redis_store.open(self._place)
+        async with self._starting:
+            if not self._in_office:
+                await self._start()
+                self._in_office = True
+        return self._incarnation
+
+    async def _start(self) -> None:
         await self._store.check_durability()
         keys = await asyncio.to_thread(keyring.load, self._place.signing_key_file)
         self._maker = slots.SlotMaker(self._place, keys, node=self._node, node_name=self._node_name)
@@ -80,7 +85,6 @@ class NodeAgent:
         await self._take_office()
         self._spawn(self._keep_beat())
         self._spawn(self._keep_office())
-        return self._incarnation
 
     # --- calls of gateways ------------------------------------------------------------------------
 
@@ -94,8 +98,11 @@ class NodeAgent:
     async def bury(self, key: records.SessionKey, epoch: int) -> bool:
         """Say whether the process of that epoch is dead, and clear the owner if so.
 
-        One that does not answer a ping is killed first. False: it lives and answers.
+        One that does not answer a ping is killed first. False: it lives and answers, or is still
+        being woken, which ends by itself.
         """
+        if (key, epoch) in self._waking:
+            return False
         slot = self._slots.get((key, epoch))
         if slot is not None and not slot.dead.is_set():
             if await _answers(slot):
@@ -109,7 +116,7 @@ class NodeAgent:
     async def inspect_agent(self, import_path: str) -> protocol.AgentDescription | protocol.Refusal:
         """Import an agent in a process of its own and describe it."""
         try:
-            return await _inspect(import_path)
+            return await agent_code.describe_apart(import_path)
         except errors.TorporError as error:
             return protocol.refuse(error)
 
@@ -136,25 +143,31 @@ class NodeAgent:
     async def _activate(self, request: protocol.Activate) -> protocol.Activated:
         if self._draining or self._lapsed.is_set():
             raise errors.NodeDraining(node=self._node_name)
-        if len(self._slots) + self._activating >= self._place.sessions_per_node_max:
+        if len(self._slots) + len(self._waking) >= self._place.sessions_per_node_max:
             raise errors.NoCapacity(f"node {self._node_name} is full", node=self._node_name)
-        if self._activating >= self._place.activations_per_node_max + WAITING_MAX:
+        if len(self._waking) >= self._place.activations_per_node_max + WAITING_MAX:
             raise errors.NoCapacity(
                 f"too many sessions are waking on node {self._node_name}", node=self._node_name
             )
-        self._activating += 1
+        waking = (request.key, request.observed_epoch + 1)
+        self._waking.append(waking)
         try:
             async with self._permits:
-                slot = await self._maker.make(
-                    request, self._incarnation, ids.nonce(), self._on_death
-                )
+                incarnation = self._incarnation
+                slot = await self._maker.make(request, incarnation, ids.nonce(), self._on_death)
         finally:
-            self._activating -= 1
+            self._waking.remove(waking)
         self._slots[request.key, slot.epoch] = slot
         if slot.dead.is_set():
             raise errors.ActivationFailed("the process died at once", session=str(request.key))
+        if self._lapsed.is_set() or incarnation != self._incarnation:
+            # It claimed the session for a term that is over: anybody may take it over.
+            await slot.kill()
+            raise errors.NodeDraining(node=self._node_name)
+        if self._draining:
+            self._spawn(self._evict(slot))
         actor = protocol.session_actor_name(request.key, slot.epoch)
-        owner = records.Owner(node=self._node, incarnation=self._incarnation, actor=actor)
+        owner = records.Owner(node=self._node, incarnation=incarnation, actor=actor)
         return protocol.Activated(epoch=slot.epoch, owner=owner)
 
     def _on_death(self, slot: slots.Slot) -> None:
@@ -186,13 +199,18 @@ class NodeAgent:
                 pids = [slot.pid for slot in self._slots.values() if slot.pid is not None]
                 self._reading = self._meter.read(pids)
                 self._beat += 1
-                await self._store.nodes.publish_load(self._load(self._reading))
                 for slot in self._overdue():
                     self._spawn(slot.kill())
+                for slot in self._hung():
+                    self._spawn(_end_if_silent(slot))
                 for candidate in self._leaving(self._reading):
-                    self._spawn(self._evict(self._by_name(candidate.slot), even_if_busy=False))
+                    self._spawn(_ask_to_leave(self._by_name(candidate.slot)))
+                await self._store.nodes.publish_load(self._load(self._reading))
             except errors.TorporError as error:
                 log.warning("beat failed: %s", error, extra={"action": "beat_failed"})
+            except Exception:
+                # Nobody would start the beat again.
+                log.exception("beat failed", extra={"action": "beat_failed"})
 
     def _load(self, reading: load_meter.Reading) -> records.NodeLoad:
         return records.NodeLoad(
@@ -200,7 +218,7 @@ class NodeAgent:
             incarnation=self._incarnation,
             beat=self._beat,
             sessions=len(self._slots),
-            activating=self._activating,
+            activating=len(self._waking),
             sessions_max=self._place.sessions_per_node_max,
             cpu=reading.cpu,
             memory=reading.memory,
@@ -216,7 +234,7 @@ class NodeAgent:
                 rss_bytes=load_meter.process_rss_bytes(activity.pid),
             )
             for slot in self._slots.values()
-            if (activity := slot.activity()) is not None
+            if not slot.leaving and (activity := slot.activity()) is not None
         ]
         return eviction.choose(
             candidates,
@@ -236,29 +254,34 @@ class NodeAgent:
             and activity.quiet_s > ENDED_GRACE_S
         ]
 
+    def _hung(self) -> list[slots.Slot]:
+        """Return the slots whose turn should have been given up by its own process long ago."""
+        return [
+            slot
+            for slot in self._slots.values()
+            if (activity := slot.activity()) is not None
+            and activity.phase in (lifecycle.Phase.WORKING, lifecycle.Phase.RELEASING)
+            and activity.quiet_s > slot.agent.settings.turn_timeout_s + HUNG_GRACE_S
+        ]
+
     def _by_name(self, name: str) -> slots.Slot:
         return next(slot for slot in self._slots.values() if slot.folder.name == name)
 
     async def _evict_all(self) -> None:
         here = [slot for slot in self._slots.values() if not slot.dead.is_set()]
-        await asyncio.gather(*(self._evict(slot, even_if_busy=True) for slot in here))
+        await asyncio.gather(*(self._evict(slot) for slot in here))
 
-    async def _evict(self, slot: slots.Slot, *, even_if_busy: bool) -> None:
-        """Ask a session to leave, after what it has begun or not at all if it has begun any."""
-        try:
-            if even_if_busy:
-                await slot.handle.control.remote(
-                    protocol.Control(
-                        epoch=slot.epoch,
-                        verb=protocol.Verb.EVICT,
-                        request_id=ids.random_id("evict"),
-                        deadline_s=slot.agent.settings.turn_timeout_s,
-                    )
-                )
-            else:
-                await slot.handle.leave.remote(protocol.Leave(epoch=slot.epoch))
-        except ray.exceptions.RayError:
-            return  # it is dead or dying; its death is seen by other means
+    async def _evict(self, slot: slots.Slot) -> None:
+        """Ask a session to leave after what it has begun."""
+        request = protocol.Control(
+            epoch=slot.epoch,
+            verb=protocol.Verb.EVICT,
+            request_id=ids.random_id("evict"),
+            deadline_s=slot.agent.settings.turn_timeout_s,
+        )
+        # If it is dead or dying, its death is seen by other means.
+        with contextlib.suppress(ray.exceptions.RayError):
+            await slot.handle.control.remote(request)
 
     # --- office -----------------------------------------------------------------------------------
 
@@ -276,19 +299,25 @@ class NodeAgent:
             on_lapse=functools.partial(loop.call_soon_threadsafe, self._lapsed.set),
         )
         self._keeper.start()
-        await self._store.nodes.publish_load(self._load(self._reading))
-        await self._store.nodes.announce(
-            records.NodeRecord(
-                node=self._node,
-                name=self._node_name,
-                incarnation=self._incarnation,
-                agent_actor=protocol.node_agent_name(self._node),
-                gateway=self._gateway,
-                sessions_max=self._place.sessions_per_node_max,
-                cpus=self._cpus,
-                memory_bytes=psutil.virtual_memory().total,
-                started_ms=self._clock.now_ms(),
-            )
+        try:
+            await self._store.nodes.publish_load(self._load(self._reading))
+            await self._store.nodes.announce(self._record())
+        except BaseException:
+            # This term is not taken up: the next attempt is one of its own.
+            self._keeper.stop()
+            raise
+
+    def _record(self) -> records.NodeRecord:
+        return records.NodeRecord(
+            node=self._node,
+            name=self._node_name,
+            incarnation=self._incarnation,
+            agent_actor=protocol.node_agent_name(self._node),
+            gateway=self._gateway,
+            sessions_max=self._place.sessions_per_node_max,
+            cpus=self._cpus,
+            memory_bytes=psutil.virtual_memory().total,
+            started_ms=self._clock.now_ms(),
         )
 
     async def _keep_office(self) -> None:
@@ -300,8 +329,9 @@ class NodeAgent:
                     await slot.kill()
             try:
                 await self._take_office()
-            except errors.TorporError as error:
-                log.warning("no lease: %s", error, extra={"action": "no_lease"})
+            except Exception as error:
+                # Whatever it is: without another try the node would be lost.
+                log.warning("no lease: %r", error, extra={"action": "no_lease"})
                 await asyncio.sleep(BEAT_S)
                 continue
             self._lapsed.clear()
@@ -325,30 +355,20 @@ async def _answers(slot: slots.Slot) -> bool:
     return bool(epoch == slot.epoch)
 
 
-async def _inspect(import_path: str) -> protocol.AgentDescription:
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        "torpor.actors.agent_code",
-        import_path,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
+async def _end_if_silent(slot: slots.Slot) -> None:
+    if not await _answers(slot):
+        await slot.kill()
+
+
+async def _ask_to_leave(slot: slots.Slot) -> None:
+    """Ask a session to leave unless it is busy; end a process that does not even say no."""
+    slot.leaving = True
     try:
-        stdout, stderr = await asyncio.wait_for(process.communicate(), INSPECT_TIMEOUT_S)
+        leave = slot.handle.leave.remote(protocol.Leave(epoch=slot.epoch))
+        await asyncio.wait_for(leave, LEAVE_TIMEOUT_S)
     except TimeoutError:
-        process.kill()
-        await process.wait()
-        raise errors.AgentImportFailed(
-            f"importing {import_path} took longer than {INSPECT_TIMEOUT_S:g} s"
-        ) from None
-    try:
-        answer: protocol.AgentDescription | protocol.Refusal = _INSPECTED.decode(stdout)
-    except msgspec.MsgspecError:
-        tail = stderr.decode(errors="replace")[-2000:]
-        raise errors.AgentImportFailed(
-            f"importing {import_path} ended the process ({process.returncode})\n{tail}"
-        ) from None
-    return protocol.accept(answer)
+        await _end_if_silent(slot)
+    except ray.exceptions.RayError:
+        return  # it is dead or dying; its death is seen by other means
+    finally:
+        slot.leaving = False

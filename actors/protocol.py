@@ -70,10 +70,11 @@ class BusyPolicy(enum.StrEnum):
 # activate(Activate) -> Activated | Refusal
 #     NoCapacity, NodeDraining, Fenced, ActivationFailed, CheckpointCorrupt, BlobCorrupt, …
 # bury(records.SessionKey, epoch: int) -> bool
-#     the process of that epoch is proven dead, and owns the session no more
+#     the process of that epoch is proven dead, and owns the session no more; may raise
+#     OwnerUnreachable, StoreUnavailable
 # inspect_agent(import_path: str) -> AgentDescription | Refusal
-# drain() -> int
-#     refuses activations from now on and asks all sessions to leave; returns how many are left
+# drain() -> None
+#     refuses activations from now on and asks all sessions to leave; returns at once
 # observe() -> records.NodeLoad
 
 

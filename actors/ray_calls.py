@@ -108,6 +108,8 @@ class RayCalls:
                 f"{actor} did not answer within {timeout_s:.1f} s", actor=actor
             ) from None
         except ray.exceptions.RayTaskError as error:
+            if isinstance(error.cause, errors.TorporError):
+                raise error.cause from None
             raise errors.Internal(f"{actor} failed: {error.cause!r}", actor=actor) from error
         except (ray.exceptions.RayError, ValueError) as error:
             self._handles.pop(actor, None)

@@ -34,6 +34,8 @@ class Slot:
         self.handle: Any = None
         self.pid: int | None = None
         self.board: slot_board.SlotBoardReader | None = None
+        #: Whether it is being asked to leave.
+        self.leaving = False
         #: Set once the process is proven dead.
         self.dead = asyncio.Event()
 
@@ -49,9 +51,8 @@ class Slot:
         Raises:
             OwnerUnreachable: it did not die within `DEATH_TIMEOUT_S`, so nothing may be assumed.
         """
-        if self.pid is None:
-            ray.kill(self.handle)
-            return
+        if self.pid is None or self.dead.is_set():
+            return  # the number may be another process's by now
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.pid, signal.SIGKILL)
         try:
@@ -92,14 +93,14 @@ class SlotMaker:
         name = f"{request.key.tenant}.{request.key.session}.{epoch}.{nonce[:8]}"
         slot = Slot(request.key, epoch, self._root / name)
         slot.agent = request.agent
-        slot.folder.mkdir(parents=True)
         actor = protocol.session_actor_name(request.key, epoch)
         try:
+            slot.folder.mkdir(parents=True)
             slot.handle = await asyncio.to_thread(self._create, actor)
             spec = self._spec(request, incarnation, nonce, actor, slot.folder)
             boot = slot.handle.boot.remote(spec)
             booted = protocol.accept(await asyncio.wait_for(boot, request.deadline_s))
-        except (TimeoutError, ray.exceptions.RayError, ValueError) as error:
+        except (OSError, ray.exceptions.RayError, ValueError) as error:
             await self._discard(slot)
             raise errors.ActivationFailed(
                 f"the session's process did not come up: {type(error).__name__}: {error}",

@@ -2,6 +2,8 @@
 
 import threading
 
+import pytest
+
 from torpor import errors
 from torpor.actors import lease
 from torpor.storage import memory_store
@@ -14,7 +16,7 @@ PATIENCE_S = 20.0
 class Renewals:
     """A store's nodes, with a script of answers: True, False, or an error; then True."""
 
-    def __init__(self, *script: bool | errors.TorporError) -> None:
+    def __init__(self, *script: bool | Exception) -> None:
         self._script = list(script)
         self.asked = 0
         self.enough = threading.Event()
@@ -28,7 +30,7 @@ class Renewals:
         if self.asked >= self.wanted:
             self.enough.set()
         answer = self._script.pop(0) if self._script else True
-        if isinstance(answer, errors.TorporError):
+        if isinstance(answer, Exception):
             raise answer
         return answer
 
@@ -80,3 +82,11 @@ def test_lapsed_lease_is_never_renewed_again() -> None:
     assert lapsed.wait(PATIENCE_S)
     assert _joined(keeper)
     assert renewals.asked == 2
+
+
+def test_what_nobody_expected_ends_the_term(caplog: pytest.LogCaptureFixture) -> None:
+    """An error that is none of ours ends the thread, and the node learns that nobody renews."""
+    keeper, lapsed = _keeper(Renewals(True, RuntimeError("odd")))
+    assert lapsed.wait(PATIENCE_S)
+    assert _joined(keeper)
+    assert "lease lost" in caplog.text

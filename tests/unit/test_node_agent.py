@@ -1,0 +1,252 @@
+"""The agent of a node, over a store in memory and slots without processes."""
+
+import asyncio
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from torpor import deployment, errors, ids
+from torpor.actors import lifecycle, load_meter, node_agent, protocol, slot_board, slots
+from torpor.storage import keyring, memory_store, records
+from torpor.testing import activations, eventually
+
+NODE = "n1"
+
+
+class Method:
+    """A method of a session's process, as Ray would call it; silent until told its answer."""
+
+    def __init__(self) -> None:
+        self.calls: list[Any] = []
+        self.answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+
+    def remote(self, *arguments: Any) -> asyncio.Future[Any]:
+        """Note the call."""
+        self.calls.append(arguments)
+        return asyncio.ensure_future(asyncio.shield(self.answer))
+
+
+class Handle:
+    """A session's process."""
+
+    def __init__(self) -> None:
+        self.leave, self.control, self.ping = Method(), Method(), Method()
+
+
+class UnprovenSlot(slots.Slot):
+    """A slot whose process is a number on paper."""
+
+    killed = False
+    phase = lifecycle.Phase.IDLE
+    quiet_s = 0.0
+
+    def activity(self) -> slot_board.Activity | None:
+        """Say what the test says, until it is dead."""
+        if self.killed:
+            return None
+        return slot_board.Activity(pid=0, phase=self.phase, turns=1, quiet_s=self.quiet_s)
+
+    async def kill(self) -> None:
+        """Die at once."""
+        self.killed = True
+        self.dead.set()
+
+
+class Maker:
+    """Makes slots when it is let."""
+
+    def __init__(self, folder: pathlib.Path) -> None:
+        self._folder = folder
+        self.go = asyncio.Event()
+        self.begun = asyncio.Event()
+        self.made: list[UnprovenSlot] = []
+
+    async def make(
+        self,
+        request: protocol.Activate,
+        incarnation: str,
+        nonce: str,
+        on_death: Callable[[slots.Slot], None],
+    ) -> slots.Slot:
+        """Wait to be let."""
+        self.begun.set()
+        await self.go.wait()
+        slot = UnprovenSlot(request.key, request.observed_epoch + 1, self._folder / nonce)
+        slot.agent, slot.handle = request.agent, Handle()
+        self.made.append(slot)
+        return slot
+
+
+class Office:
+    """A node's agent in office."""
+
+    def __init__(self, agent: node_agent.NodeAgent, maker: Maker) -> None:
+        self.agent = agent
+        self.maker = maker
+
+    def wake(self) -> "asyncio.Task[protocol.Activated | protocol.Refusal]":
+        """Begin to wake a session."""
+        request = protocol.Activate(
+            key=KEY,
+            observed_epoch=0,
+            observed_incarnation="",
+            agent=activations.AGENT,
+            deadline_s=60.0,
+        )
+        return asyncio.create_task(self.agent.activate(request))
+
+    async def woken(self) -> UnprovenSlot:
+        """Wake a session and return its slot."""
+        self.maker.go.set()
+        protocol.accept(await self.wake())
+        return self.maker.made[-1]
+
+
+KEY = records.SessionKey("acme", "chat")
+
+
+@pytest.fixture
+def store(monkeypatch: pytest.MonkeyPatch) -> memory_store.MemoryStore:
+    """The store that the agent opens."""
+    made = memory_store.MemoryStore()
+    monkeypatch.setattr(node_agent.redis_store, "open", lambda _: made)
+    monkeypatch.setattr(node_agent, "BEAT_S", 0.01)
+    return made
+
+
+@pytest.fixture
+def agent(store: memory_store.MemoryStore, tmp_path: pathlib.Path) -> node_agent.NodeAgent:
+    """An agent that has not started."""
+    keyring.create(tmp_path / "keys")
+    place = deployment.Deployment(
+        store_url="",
+        storage=tmp_path,
+        scratch=tmp_path,
+        signing_key_file=tmp_path / "keys",
+    )
+    return node_agent.NodeAgent(place, NODE, NODE, "host:1", 1.0)
+
+
+@pytest.fixture
+async def office(agent: node_agent.NodeAgent, tmp_path: pathlib.Path) -> Any:
+    """An agent in office."""
+    await agent.start()
+    agent._maker = maker = Maker(tmp_path)  # type: ignore[assignment]
+    yield Office(agent, maker)
+    agent._keeper.stop()
+    for task in agent._tasks:
+        task.cancel()
+
+
+async def test_failed_start_is_tried_again(
+    agent: node_agent.NodeAgent,
+    store: memory_store.MemoryStore,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """An agent whose store was away is not in office: the next start announces the node."""
+
+    async def away(_: object) -> None:
+        raise errors.StoreUnavailable
+
+    with monkeypatch.context() as patched:
+        patched.setattr(store.nodes, "announce", away)
+        with pytest.raises(errors.StoreUnavailable):
+            await agent.start()
+    given_up = agent._keeper
+    incarnation = await agent.start()
+    (view,) = await store.nodes.views()
+    assert (view.record.incarnation, view.alive) == (incarnation, True)
+    assert given_up._stop.is_set()
+    assert await agent.start() == incarnation
+    agent._keeper.stop()
+
+
+async def test_session_that_is_being_woken_is_not_buried(
+    office: Office, store: memory_store.MemoryStore
+) -> None:
+    """A caller's impatience ends no boot, whose claim may stand in the head already."""
+    waking = office.wake()
+    await office.maker.begun.wait()
+    assert await office.agent.bury(KEY, 1) is False
+    office.maker.go.set()
+    protocol.accept(await waking)
+
+
+async def test_drain_during_a_wake(office: Office) -> None:
+    """A session that was being woken when draining began is asked to leave, too."""
+    waking = office.wake()
+    await office.maker.begun.wait()
+    await office.agent.drain()
+    office.maker.go.set()
+    protocol.accept(await waking)
+    slot = office.maker.made[0]
+
+    async def asked() -> bool:
+        return bool(slot.handle.control.calls)
+
+    await eventually.assert_eventually(asked)
+
+
+async def test_lapse_during_a_wake(office: Office) -> None:
+    """A claim of a term that is over is of no use: the process ends, the caller goes elsewhere."""
+    waking = office.wake()
+    await office.maker.begun.wait()
+    office.agent._incarnation = ids.nonce()
+    office.maker.go.set()
+    with pytest.raises(errors.NodeDraining):
+        protocol.accept(await waking)
+    assert office.maker.made[0].killed
+
+
+async def test_process_that_does_not_answer_is_ended(
+    office: Office, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An idle session is asked to leave once; silent to that and to a ping, it is killed."""
+    monkeypatch.setattr(node_agent, "LEAVE_TIMEOUT_S", 0.1)
+    monkeypatch.setattr(node_agent, "PING_TIMEOUT_S", 0.01)
+    slot = await office.woken()
+    slot.quiet_s = 1e6
+
+    async def killed() -> bool:
+        return slot.killed
+
+    await eventually.assert_eventually(killed)
+    assert len(slot.handle.leave.calls) == 1
+
+
+@pytest.mark.parametrize("alive", [True, False])
+async def test_turn_that_never_ends(
+    office: Office, monkeypatch: pytest.MonkeyPatch, *, alive: bool
+) -> None:
+    """Long after its time a turn's process is asked whether it lives, and killed if it does not."""
+    monkeypatch.setattr(node_agent, "PING_TIMEOUT_S", 0.01)
+    slot = await office.woken()
+    if alive:
+        slot.handle.ping.answer.set_result(slot.epoch)
+    slot.phase, slot.quiet_s = lifecycle.Phase.WORKING, 1e6
+
+    async def asked_twice_or_killed() -> bool:
+        return slot.killed or len(slot.handle.ping.calls) > 1
+
+    await eventually.assert_eventually(asked_twice_or_killed)
+    assert slot.killed is not alive
+
+
+async def test_beat_outlives_odd_errors(office: Office, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An error that nobody expected costs one beat, not all that follow."""
+    meter, odd = office.agent._meter, ["once"]
+
+    def read(pids: list[int]) -> load_meter.Reading:
+        if odd:
+            raise RuntimeError(odd.pop())
+        return load_meter.LoadMeter.read(meter, pids)
+
+    monkeypatch.setattr(meter, "read", read)
+    beat = office.agent._beat
+
+    async def goes_on() -> bool:
+        return not odd and office.agent._beat > beat
+
+    await eventually.assert_eventually(goes_on)
