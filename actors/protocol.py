@@ -114,7 +114,7 @@ class AgentDescription(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 # control(Control) -> Controlled | Refusal
 # place_file(PlaceFile) -> Placed | Refusal
 # drain_inbox(epoch: int) -> None | Refusal
-#     looks into the inbox soon; returns at once
+#     looks into the inbox soon; returns as soon as the session is up
 
 
 class Deliver(msgspec.Struct, frozen=True, kw_only=True):

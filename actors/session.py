@@ -9,6 +9,7 @@ import functools
 import logging
 import os
 import pathlib
+import time
 from typing import Any
 
 import ray
@@ -42,10 +43,17 @@ class AgentSession:
     def __init__(self) -> None:
         self._residence: residence.Residence | None = None
         self._living: asyncio.Task[None] | None = None
+        self._booted = asyncio.Event()
         self._over = asyncio.Event()
 
     async def boot(self, spec: protocol.BootSpec) -> protocol.Booted | protocol.Refusal:
         """Claim the session and load it; on a refusal nothing is owned and the process ends."""
+        try:
+            return await self._boot(spec)
+        finally:
+            self._booted.set()
+
+    async def _boot(self, spec: protocol.BootSpec) -> protocol.Booted | protocol.Refusal:
         try:
             self._residence = await _take_up_residence(spec)
         except errors.TorporError as error:
@@ -93,8 +101,8 @@ class AgentSession:
         return answer
 
     async def drain_inbox(self, epoch: int) -> protocol.Refusal | None:
-        """Look into the inbox soon; returns at once."""
-        here = self._residence
+        """Look into the inbox soon; returns as soon as the session is up."""
+        here = await self._up()
         if here is None or here.epoch != epoch:
             return protocol.refuse(errors.Fenced(NOT_THE_OWNER))
         try:
@@ -113,6 +121,14 @@ class AgentSession:
         await asyncio.sleep(LINGER_S)
         ray.actor.exit_actor()
 
+    async def _up(self) -> residence.Residence | None:
+        """Await the boot, which the node's agent bounds: the head names this owner before its end.
+
+        Else a caller who reads the head meanwhile would be sent away, only to come back here.
+        """
+        await self._booted.wait()
+        return self._residence
+
     async def _live(self, here: residence.Residence) -> None:
         try:
             await here.run()
@@ -126,9 +142,12 @@ class AgentSession:
         deadline_s: float | None,
         busy: protocol.BusyPolicy = protocol.BusyPolicy.ENQUEUE,
     ) -> Any:
-        here = self._residence
+        called_s = time.monotonic()
+        here = await self._up()
         if here is None or here.epoch != epoch:
             return protocol.refuse(errors.Fenced(NOT_THE_OWNER))
+        if deadline_s is not None:
+            deadline_s -= time.monotonic() - called_s
         try:
             job = here.put(work, deadline_s=deadline_s, busy=busy)
         except errors.TorporError as error:

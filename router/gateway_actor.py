@@ -1,5 +1,7 @@
 """The Ray actor that a node's gateway runs in."""
 
+import asyncio
+
 from torpor import clock, deployment
 from torpor.actors import ray_calls
 from torpor.router import gateway
@@ -17,24 +19,28 @@ class GatewayActor:
     def __init__(self, place: deployment.Deployment) -> None:
         self._place = place
         self._gateway: gateway.Gateway | None = None
+        self._store = redis_store.open(place)
         self._port = 0
+        self._starting = asyncio.Lock()
 
     async def start(self, host: str, port: int) -> int:
         """Listen; returns the port. A gateway that listens already keeps its port."""
-        if self._gateway is not None:
-            return self._port
-        store = redis_store.open(self._place)
-        await store.check_durability()
+        async with self._starting:
+            if self._gateway is None:
+                self._gateway = await self._start(host, port)
+        return self._port
+
+    async def _start(self, host: str, port: int) -> gateway.Gateway:
+        await self._store.check_durability()
         made = gateway.Gateway(
             self._place,
-            store,
+            self._store,
             local_blobs.LocalBlobStore(self._place.storage),
             ray_calls.RayCalls(),
             clock.SystemClock(),
         )
         self._port = await made.start(host, port)
-        self._gateway = made
-        return self._port
+        return made
 
     async def refresh(self) -> None:
         """Look at nodes and loads now: some have come into service."""

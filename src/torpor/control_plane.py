@@ -56,19 +56,25 @@ class ControlPlane:
         for gone in self.running.keys() - nodes.keys():
             del self.running[gone]
         missing = [node for key, node in nodes.items() if key not in self.running]
-        for started in await asyncio.gather(
-            *(self._bring_up(node, self._port(node)) for node in missing)
-        ):
-            self.running[started.node] = started
-        if missing:
-            everywhere = list(self.running.values())
+        brought_up = await asyncio.gather(
+            *(self._bring_up(node, self._port(node)) for node in missing), return_exceptions=True
+        )
+        started = [each for each in brought_up if isinstance(each, Running)]
+        self.running |= {each.node: each for each in started}
+        everywhere = list(self.running.values())
+        if started:
             await asyncio.gather(
                 *(_bounded(each.gateway_actor.refresh.remote(), RECONCILE_S) for each in everywhere)
             )
-        for running in list(self.running.values()):
-            if not await _alive(running):
+        alive = await asyncio.gather(*(_alive(each) for each in everywhere))
+        for running, answers in zip(everywhere, alive, strict=True):
+            if not answers:
                 del self.running[running.node]
         await self._withdraw_dead(nodes)
+        # Only now: what is wrong with one node must not keep the others from service.
+        for each in brought_up:
+            if isinstance(each, BaseException):
+                raise each
 
     async def keep(self) -> None:
         """Reconcile until cancelled; what fails is tried again."""
@@ -76,8 +82,9 @@ class ControlPlane:
             await asyncio.sleep(RECONCILE_S)
             try:
                 await self.reconcile()
-            except (errors.TorporError, ray.exceptions.RayError, TimeoutError) as error:
-                log.warning("reconcile failed: %s", error, extra={"action": "reconcile_failed"})
+            except Exception as error:
+                # Whatever it is: nobody would look after the nodes any more.
+                log.warning("reconcile failed: %r", error, extra={"action": "reconcile_failed"})
 
     async def retire(self) -> None:
         """Evict all sessions in order and end everything that was started."""

@@ -6,7 +6,7 @@ import sys
 
 import ray
 
-from torpor import control_plane, deployment
+from torpor import control_plane, deployment, errors
 from torpor.actors import ray_compat
 from torpor.storage import redis_store
 
@@ -18,7 +18,8 @@ def run(place: deployment.Deployment) -> None:
     `torpor serve` takes over where this one ended.
 
     Raises:
-        StoreUnavailable, StoreBelowDurability, SigningKeyMissing: before anything is started.
+        StoreUnavailable, StoreBelowDurability: before anything is started.
+        SigningKeyMissing, FailedPrecondition: what keeps every node from service.
         FailedPrecondition: no Ray cluster answers.
     """
     asyncio.run(_serve(place))
@@ -35,7 +36,12 @@ async def _serve(place: deployment.Deployment) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     control = control_plane.ControlPlane(place)
-    await control.reconcile()
+    try:
+        await control.reconcile()
+    except errors.TorporError as error:
+        if not control.running:
+            raise
+        _say(f"not all nodes are in service yet: {error}")
     gateways = ", ".join(each.gateway for each in control.running.values()) or "no node yet"
     _say(f"ready on {gateways}; Ctrl-C ends this, not them")
     keeping = asyncio.create_task(control.keep())

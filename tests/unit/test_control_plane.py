@@ -1,0 +1,101 @@
+"""Keeping nodes in service, without Ray: actors are futures."""
+
+import asyncio
+import contextlib
+import pathlib
+from typing import Any
+
+import pytest
+
+from torpor import control_plane, deployment, errors
+from torpor.storage import memory_store
+from torpor.testing import eventually
+
+BROKEN, SOUND = "node-1", "node-2"
+
+
+class Actor:
+    """Both actors of a node; counts how often its gateway was told to look."""
+
+    def __init__(self) -> None:
+        self.refreshed = 0
+
+    @property
+    def refresh(self) -> "Actor":
+        """The only method called here."""
+        return self
+
+    def remote(self) -> "asyncio.Future[None]":
+        """Answer at once."""
+        self.refreshed += 1
+        answer: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        answer.set_result(None)
+        return answer
+
+
+class Plane(control_plane.ControlPlane):
+    """A control plane of two nodes, of which one cannot be brought up."""
+
+    actor: Actor
+
+    async def _bring_up(self, node: dict[str, Any], port: int) -> control_plane.Running:
+        if node["NodeID"] == BROKEN:
+            raise errors.FailedPrecondition("the port is taken")
+        return control_plane.Running(
+            node=node["NodeID"],
+            name=node["NodeID"],
+            gateway="host:1",
+            gateway_actor=self.actor,
+            agent_actor=self.actor,
+        )
+
+
+@pytest.fixture
+def plane(monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path) -> Plane:
+    """Two nodes of Ray, one of them broken."""
+    nodes = [
+        {"NodeID": name, "Alive": True, "NodeManagerHostname": name} for name in (BROKEN, SOUND)
+    ]
+
+    async def answers(_: object) -> bool:
+        return True
+
+    monkeypatch.setattr(control_plane.ray, "nodes", lambda: nodes)
+    monkeypatch.setattr(control_plane, "_alive", answers)
+    monkeypatch.setattr(control_plane, "RECONCILE_S", 0.01)
+    monkeypatch.setattr(control_plane.redis_store, "open", lambda _: memory_store.MemoryStore())
+    made = Plane(
+        deployment.Deployment(
+            store_url="", storage=tmp_path, scratch=tmp_path, signing_key_file=tmp_path / "keys"
+        )
+    )
+    made.actor = Actor()
+    return made
+
+
+async def test_broken_node_keeps_no_other_from_service(plane: Plane) -> None:
+    """What is wrong with one node is raised after all others are looked after."""
+    with pytest.raises(errors.FailedPrecondition):
+        await plane.reconcile()
+    assert list(plane.running) == [SOUND]
+    assert plane.actor.refreshed == 1
+
+
+async def test_keeping_outlives_odd_errors(plane: Plane, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An error that nobody expected is tried again like any other."""
+    rounds = []
+
+    async def odd() -> None:
+        rounds.append(len(rounds))
+        raise KeyError("odd")
+
+    monkeypatch.setattr(plane, "reconcile", odd)
+    keeping = asyncio.create_task(plane.keep())
+
+    async def again() -> bool:
+        return len(rounds) > 1
+
+    await eventually.assert_eventually(again)
+    keeping.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await keeping
