@@ -8,7 +8,7 @@ import random
 
 from torpor import clock, errors
 from torpor.actors import calls, protocol
-from torpor.router import cluster_view, deadline, directory, lru, ownership, placement
+from torpor.router import cluster_view, deadline, directory, lru, placement, standing
 from torpor.storage import records, store
 
 log = logging.getLogger(__name__)
@@ -54,7 +54,7 @@ class Activator:
         self._directory = hints
         self._clock = time
         self._rng = rng
-        self.ownership = ownership.Ownership(stored.nodes, reach, time, rng)
+        self.inquiry = standing.Inquiry(stored.nodes, reach, time, rng)
         self._agents: lru.Lru[tuple[str, str, int], records.AgentVersion] = lru.Lru(AGENTS_KEPT_MAX)
         self._flights: dict[records.SessionKey, _Flight] = {}
 
@@ -156,12 +156,12 @@ class Activator:
         """Return the owner in office or a new one; None if the head has to be read again."""
         if head.owner is None:
             return await self._activate(head, flight.until, refused)
-        standing = await self.ownership.settle(
+        found = await self.inquiry.settle(
             head, suspect_epoch=flight.suspect_epoch, until=flight.until
         )
-        if standing is ownership.Standing.IN_OFFICE:
+        if found is standing.Standing.IN_OFFICE:
             return directory.Located(owner=head.owner, epoch=head.epoch, version=head.version)
-        if standing is ownership.Standing.VACATED:
+        if found is standing.Standing.VACATED:
             return None
         return await self._activate(head, flight.until, refused)
 

@@ -5,7 +5,7 @@ import contextlib
 
 from torpor import clock, errors, ids, messages
 from torpor.actors import calls, protocol
-from torpor.router import activator, deadline, directory, office, ownership, waking
+from torpor.router import activator, deadline, directory, office, standing, waking
 from torpor.storage import records, store
 
 #: Times that the session may change under a decision before the caller is told to try again.
@@ -154,10 +154,8 @@ class Control:
             OwnerUnreachable: it cannot be found out in time.
         """
         self._directory.forget(head.key, head.epoch)
-        standing = await self._activator.ownership.settle(
-            head, suspect_epoch=head.epoch, until=until
-        )
-        if standing is ownership.Standing.LAPSED and head.owner is not None:
+        found = await self._activator.inquiry.settle(head, suspect_epoch=head.epoch, until=until)
+        if found is standing.Standing.LAPSED and head.owner is not None:
             await self._store.sessions.vacate(
                 head.key, epoch=head.epoch, incarnation=head.owner.incarnation
             )

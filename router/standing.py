@@ -25,7 +25,7 @@ class Standing(enum.Enum):
     VACATED = enum.auto()
 
 
-class Ownership:
+class Inquiry:
     """Asks leases and node agents about owners."""
 
     def __init__(
