@@ -1,5 +1,6 @@
-"""What session code prints: bounded in the events of its turn, whole in the session's log files."""
+"""What session code prints: bounded in the events of its turn, and in the session's log files."""
 
+import contextlib
 import io
 import pathlib
 import sys
@@ -34,11 +35,14 @@ class SessionLog:
     """Two files that take turns: when the newer is full, the older is dropped."""
 
     def __init__(self, folder: pathlib.Path, epoch: int) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
         self._folder = folder
         self._epoch = epoch
         self._part = 0
-        self._file = self._open()
+        self._file: io.TextIOWrapper | None = None
+        # What must not fail a print must not fail a wake.
+        with contextlib.suppress(OSError):
+            folder.mkdir(parents=True, exist_ok=True)
+            self._file = self._open()
 
     def _open(self) -> io.TextIOWrapper:
         # Named so that sorting by name is sorting by age.
@@ -50,6 +54,8 @@ class SessionLog:
 
     def write(self, text: str) -> None:
         """Append; a full disk must not fail a print, so errors end in silence here."""
+        if self._file is None:
+            return
         try:
             self._file.write(text)
             if self._file.tell() > limits.LOG_FILE_BYTES_MAX:
@@ -61,7 +67,8 @@ class SessionLog:
 
     def close(self) -> None:
         """Close the current file."""
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
 
 
 class Capture(io.TextIOBase):

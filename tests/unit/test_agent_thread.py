@@ -15,6 +15,17 @@ from torpor.actors import agent_thread, turn_context
 from torpor.storage import local_blobs, records, snapshot, state
 
 
+#: What an `Obedient` raises when it is told to.
+RAISED = {
+    "raise": KeyError("missing"),
+    "refuse": errors.InvalidField("not like that", field="x"),
+    "cancel": asyncio.CancelledError(),
+    "exit": SystemExit(3),
+    "odd name": ValueError("no file \udcff"),
+    "long": ValueError("x" * (1 << 20)),
+}
+
+
 class Obedient(torpor.Agent):
     """Does what the first word of a message says."""
 
@@ -35,10 +46,8 @@ class Obedient(torpor.Agent):
         """Do it."""
         self.said.append(message.text)
         match message.text:
-            case "raise":
-                raise KeyError("missing")
-            case "refuse":
-                raise errors.InvalidField("not like that", field="x")
+            case _ if message.text in RAISED:
+                raise RAISED[message.text]
             case "wait":
                 await asyncio.sleep(3600)
             case "stubborn":
@@ -47,18 +56,10 @@ class Obedient(torpor.Agent):
                 time.sleep(1.0)  # noqa: ASYNC251 - what badly written agents do
             case "lock":
                 self.lock = threading.Lock()
-            case "cancel":
-                raise asyncio.CancelledError
-            case "exit":
-                sys.exit(3)
             case "exit later":
                 asyncio.get_running_loop().call_soon(sys.exit, 3)
-            case "odd name":
-                raise ValueError("no file \udcff")
             case "say odd name":
                 return "\udcff"
-            case "long":
-                raise ValueError("x" * (1 << 20))
             case "number":
                 return 7
             case "nothing":

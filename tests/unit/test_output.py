@@ -1,5 +1,6 @@
 """What session code prints: captured by turn, bounded, and logged in two files that take turns."""
 
+import io
 import pathlib
 import subprocess
 import sys
@@ -118,6 +119,22 @@ def test_failing_disk_does_not_fail_a_print(log: output.SessionLog) -> None:
     log.write("lone surrogate \ud800")
     log.close()
     log.write("nobody hears it")
+
+
+def test_log_that_cannot_be_opened_fails_nothing(tmp_path: pathlib.Path) -> None:
+    """Where no log can be made, what is printed is dropped: the session wakes all the same."""
+    (tmp_path / "file").write_text("in the way")
+    log = output.SessionLog(tmp_path / "file" / "logs", epoch=1)
+    log.write("lost\n")
+    log.close()
+
+
+def test_odd_file_names_are_escaped(capture: Capture) -> None:
+    """A lone surrogate, which no event could hold, is kept as its escape."""
+    captures = capture()
+    captures.stdout._through = io.StringIO()
+    sys.stdout.write("x\udce9\n")
+    assert captures.take() == {"stdout": "x\\udce9\n"}
 
 
 def test_log_lies_with_its_tenant(tmp_path: pathlib.Path) -> None:
