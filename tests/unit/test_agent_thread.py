@@ -14,7 +14,6 @@ from torpor import errors, messages
 from torpor.actors import agent_thread, turn_context
 from torpor.storage import local_blobs, records, snapshot, state
 
-
 #: What an `Obedient` raises when it is told to.
 RAISED = {
     "raise": KeyError("missing"),

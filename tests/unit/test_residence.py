@@ -4,14 +4,13 @@ import os
 import pathlib
 import subprocess
 import sys
-import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any
 
 import pytest
 
 import torpor
-from torpor import definition, deployment, errors, limits, messages
+from torpor import deployment, errors, limits, messages
 from torpor.actors import lifecycle, protocol
 from torpor.storage import local_blobs, memory_store, records, redis_store
 from torpor.testing import activations, valkey
@@ -213,71 +212,14 @@ async def test_leaving_handles_what_arrives(
     here = await activate(store)
     await here.send("1")
     key = here.owned.head.key
-    await _post(store, key, "2")
+    message = messages.Message(text="2", request_id="posted")
+    await store.sessions.enqueue(key, records.InboxItem(message=message, body_digest="2", at_ms=0))
     protocol.accept(await here.put(protocol.Leave(epoch=1)))
     await here.ended()
     head = await store.sessions.head(key)
     assert (head.owner, await store.sessions.inbox(key)) == (None, [])
     assert (await _types(store, key)).count(messages.AGENT_MESSAGE) == 2
     assert here.reader.read().phase is lifecycle.Phase.ENDED
-
-
-async def _post(stored: Any, key: records.SessionKey, text: str) -> None:
-    message = messages.Message(text=text, request_id=f"posted-{text}")
-    await stored.sessions.enqueue(
-        key, records.InboxItem(message=message, body_digest=text, at_ms=0)
-    )
-
-
-async def test_leaving_through_a_turn_that_fails(
-    store: memory_store.MemoryStore, activate: Activate
-) -> None:
-    """What arrives while the session leaves may end it: it has left all the same."""
-    here = await activate(store)
-    await here.send("1")
-    key = here.owned.head.key
-    await _post(store, key, "fail")
-    protocol.accept(await here.put(protocol.Leave(epoch=1)))
-    await here.ended()
-    assert (await store.sessions.head(key)).owner is None
-
-
-async def test_repeat_of_a_message_behind_one_that_fails(
-    store: memory_store.MemoryStore, activate: Activate
-) -> None:
-    """Its caller is sent on to the next owner, where it is handled from the turn's start."""
-    key = await activations.new_session(store)
-    for text in ("fail", "2"):
-        await _post(store, key, text)
-    here = await activate(store, key=key)
-    with pytest.raises(errors.Fenced):
-        await here.send("2", "posted-2")
-    await here.ended()
-    again = await activate(store, key=key)
-    assert (await again.send("2", "posted-2")).text == "2"
-
-
-async def test_file_for_an_agent_that_keeps_its_thread_busy(
-    store: memory_store.MemoryStore, activate: Activate, tmp_path: pathlib.Path
-) -> None:
-    """Something that an agent left running holds up a file for a turn's time, then the session."""
-    here = await activate(store, settings=definition.AgentSettings(turn_timeout_s=0.05))
-    freed = threading.Event()
-    here.residence._thread._loop.call_soon_threadsafe(freed.wait, 60.0)
-    place = protocol.PlaceFile(
-        epoch=1,
-        path="f",
-        digest="unused",
-        size_bytes=7,
-        mode=0o644,
-        request_id="write",
-        deadline_s=60.0,
-    )
-    with pytest.raises(errors.OwnerUnreachable):
-        protocol.accept(await here.put(place))
-    await here.ended()
-    freed.set()
-    assert (await store.sessions.head(here.owned.head.key)).owner is None
 
 
 async def test_same_file_request_is_written_once(

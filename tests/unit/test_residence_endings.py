@@ -1,0 +1,110 @@
+"""An activation that ends while something else is under way."""
+
+import pathlib
+import sys
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import pytest
+
+import torpor
+from torpor import definition, errors, messages
+from torpor.actors import protocol
+from torpor.storage import memory_store, records
+from torpor.testing import activations
+
+Activate = Callable[..., Awaitable[activations.Activation]]
+
+
+class Echo(torpor.Agent):
+    """Answers what it is told, and fails when told to."""
+
+    async def on_message(self, ctx: torpor.Context, message: torpor.Message) -> str:
+        """Answer, or fail."""
+        if message.text == "fail":
+            raise ValueError("as told")
+        return message.text
+
+
+@pytest.fixture
+def store() -> memory_store.MemoryStore:
+    """A store in memory."""
+    return memory_store.MemoryStore()
+
+
+@pytest.fixture
+async def activate(
+    store: memory_store.MemoryStore, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[Activate]:
+    """Yield a function that activates a session of an `Echo`."""
+    for name in ("stdout", "stderr"):
+        monkeypatch.setattr(sys, name, getattr(sys, name))
+    made = []
+
+    async def one(key: records.SessionKey, **how: Any) -> activations.Activation:
+        made.append(await activations.activate(store, key, Echo, tmp_path, **how))
+        return made[-1]
+
+    yield one
+    for activation in made:
+        await activation.close()
+
+
+async def _post(stored: Any, key: records.SessionKey, text: str) -> None:
+    message = messages.Message(text=text, request_id=f"posted-{text}")
+    await stored.sessions.enqueue(
+        key, records.InboxItem(message=message, body_digest=text, at_ms=0)
+    )
+
+
+async def test_leaving_through_a_turn_that_fails(
+    store: memory_store.MemoryStore, activate: Activate
+) -> None:
+    """What arrives while the session leaves may end it: it has left all the same."""
+    here = await activate(await activations.new_session(store))
+    await here.send("1")
+    key = here.owned.head.key
+    await _post(store, key, "fail")
+    protocol.accept(await here.put(protocol.Leave(epoch=1)))
+    await here.ended()
+    assert (await store.sessions.head(key)).owner is None
+
+
+async def test_repeat_of_a_message_behind_one_that_fails(
+    store: memory_store.MemoryStore, activate: Activate
+) -> None:
+    """Its caller is sent on to the next owner, where it is handled from the turn's start."""
+    key = await activations.new_session(store)
+    for text in ("fail", "2"):
+        await _post(store, key, text)
+    here = await activate(key)
+    with pytest.raises(errors.Fenced):
+        await here.send("2", "posted-2")
+    await here.ended()
+    again = await activate(key)
+    assert (await again.send("2", "posted-2")).text == "2"
+
+
+async def test_file_for_an_agent_that_keeps_its_thread_busy(
+    store: memory_store.MemoryStore, activate: Activate
+) -> None:
+    """Something that an agent left running holds up a file for a turn's time, then the session."""
+    key = await activations.new_session(store)
+    here = await activate(key, settings=definition.AgentSettings(turn_timeout_s=0.05))
+    freed = threading.Event()
+    here.residence._thread._loop.call_soon_threadsafe(freed.wait, 60.0)
+    place = protocol.PlaceFile(
+        epoch=1,
+        path="f",
+        digest="unused",
+        size_bytes=7,
+        mode=0o644,
+        request_id="write",
+        deadline_s=60.0,
+    )
+    with pytest.raises(errors.OwnerUnreachable):
+        protocol.accept(await here.put(place))
+    await here.ended()
+    freed.set()
+    assert (await store.sessions.head(here.owned.head.key)).owner is None
