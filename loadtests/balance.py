@@ -64,6 +64,8 @@ async def balance(here: world.World) -> list[figures.Figure]:
         await asyncio.gather(*traffic, return_exceptions=True)
         ray.kill(outsider)
     nodes = sorted({parent for _, parent in cores})
+    if len(cores) <= SESSIONS or len(nodes) < world.NODES:
+        raise RuntimeError(f"{len(cores)} processes on {len(nodes)} nodes were measured; not all")
     outside = sum(used for (title, _), used in cores.items() if title.startswith(OUTSIDER))
     sessions_cores = [
         (parent, used) for (title, parent), used in cores.items() if not title.startswith(OUTSIDER)
@@ -109,7 +111,9 @@ def _cpu_s() -> dict[tuple[int, str, int], float]:
         title = " ".join(process.info["cmdline"] or ())
         if title.startswith(("ray::AgentSession", OUTSIDER)):
             times = process.info["cpu_times"]
-            spent[process.pid, title.split()[0], process.info["ppid"]] = times.user + times.system
+            # While it runs a method, Ray titles a process `ray::AgentSession.deliver`.
+            name = title.split()[0].partition(".")[0]
+            spent[process.pid, name, process.info["ppid"]] = times.user + times.system
     return spent
 
 

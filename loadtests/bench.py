@@ -24,6 +24,7 @@ async def _run(names: list[str], folder: pathlib.Path) -> list[figures.Figure]:
         for name in names:
             print(f"{name} …", file=sys.stderr)
             rows += await SCENARIOS[name](here)
+            await here.clear()
     return rows
 
 

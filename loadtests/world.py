@@ -26,10 +26,18 @@ class World:
     def __init__(self, here: local.LocalDeployment, client: Client) -> None:
         self.local = here
         self.client = client
+        self._sessions: list[Session] = []
 
     async def session(self, agent: str) -> Session:
         """Return a new session."""
-        return await self.client.sessions.create(agent)
+        self._sessions.append(await self.client.sessions.create(agent))
+        return self._sessions[-1]
+
+    async def clear(self) -> None:
+        """Put all sessions to sleep: one that leaves later would be in the next figures."""
+        for session in self._sessions:
+            await session.evict()
+        self._sessions.clear()
 
 
 @contextlib.asynccontextmanager
