@@ -82,6 +82,11 @@ class Capture(io.TextIOBase):
         self._room = limits.OUTPUT_CHARS_MAX
         self._dropped = 0
 
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        """Return the encoding, which code that prints may ask for."""
+        return self._through.encoding
+
     def writable(self) -> bool:
         """Say that it can be written to."""
         return True

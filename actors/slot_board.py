@@ -1,11 +1,12 @@
 """A few bytes that a session process shares with its node's agent.
 
 The agent looks at every session once a second. Asking each by a call would cost milliseconds of CPU
-a piece; a shared page costs nothing. It informs, it decides nothing that must be right: an eviction
-is asked for by a call, and the session itself says no when it is busy.
+a piece; a file in the page cache costs next to nothing. It informs, it decides nothing that must be
+right: an eviction is asked for by a call, and the session itself says no when it is busy.
 """
 
 import mmap
+import os
 import pathlib
 import struct
 import time
@@ -17,6 +18,7 @@ from torpor.actors import lifecycle
 
 #: pid, phase, turns, last activity on the machine's monotonic clock in ns.
 _LAYOUT = struct.Struct("<iiqq")
+_PHASES = {int(phase): phase for phase in lifecycle.Phase}
 
 
 class Activity(msgspec.Struct, frozen=True, kw_only=True):
@@ -51,27 +53,28 @@ class SlotBoardReader:
     """The reading side, in the node agent."""
 
     def __init__(self, path: pathlib.Path) -> None:
-        with path.open("rb") as file:
-            self._page = mmap.mmap(file.fileno(), _LAYOUT.size, access=mmap.ACCESS_READ)
+        # Not mapped: agent code may cut the file, and reading a page that is gone kills the reader.
+        self._file = path.open("rb", buffering=0)
 
     @classmethod
     def open(cls, path: pathlib.Path) -> Self | None:
         """Return a reader; None while the session process has not made its board."""
         try:
             return cls(path)
-        except (FileNotFoundError, ValueError):
+        except FileNotFoundError:
             return None
 
     def read(self) -> Activity:
-        """Return what the board says now."""
-        pid, phase, turns, at_ns = _LAYOUT.unpack_from(self._page, 0)
+        """Return what the board says now; nothing that it cannot say is believed."""
+        said = os.pread(self._file.fileno(), _LAYOUT.size, 0)
+        pid, phase, turns, at_ns = _LAYOUT.unpack(said.ljust(_LAYOUT.size, b"\0"))
         return Activity(
             pid=pid,
-            phase=lifecycle.Phase(phase or lifecycle.Phase.BOOTING),
+            phase=_PHASES.get(phase, lifecycle.Phase.BOOTING),
             turns=turns,
             quiet_s=max(0.0, (time.monotonic_ns() - at_ns) / 1e9),
         )
 
     def close(self) -> None:
-        """Let the page go."""
-        self._page.close()
+        """Let the file go."""
+        self._file.close()

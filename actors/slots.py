@@ -45,6 +45,12 @@ class Slot:
             self.board = slot_board.SlotBoardReader.open(self.folder / protocol.BOARD)
         return None if self.board is None else self.board.read()
 
+    def close(self) -> None:
+        """Let its board go."""
+        if self.board is not None:
+            self.board.close()
+            self.board = None
+
     async def kill(self) -> None:
         """End the process at once and await its death.
 

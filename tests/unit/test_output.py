@@ -46,6 +46,7 @@ def test_streams_are_kept_apart_and_taken_once(capture: Capture, tmp_path: pathl
     """A turn's text is returned by stream, once; silence is nothing."""
     captures = capture()
     assert captures.take() is None
+    assert sys.stdout.encoding.lower().startswith("utf")
     sys.stdout.write("out\n")
     sys.stderr.write("err\n")
     assert captures.take() == {"stdout": "out\n", "stderr": "err\n"}

@@ -10,7 +10,7 @@ from torpor.actors.lifecycle import Phase
 
 
 def test_reader_sees_what_is_shown(tmp_path: pathlib.Path) -> None:
-    """Phase, turns and quiet time follow the writer, through one open page."""
+    """Phase, turns and quiet time follow the writer, through one open file."""
     board = slot_board.SlotBoard(tmp_path / "board", os.getpid())
     reader = slot_board.SlotBoardReader.open(tmp_path / "board")
     assert reader is not None
@@ -24,18 +24,27 @@ def test_reader_sees_what_is_shown(tmp_path: pathlib.Path) -> None:
     reader.close()
 
 
-@pytest.mark.parametrize("content", [None, b""], ids=["no file", "empty file"])
-def test_no_board_yet(tmp_path: pathlib.Path, content: bytes | None) -> None:
+def test_no_board_yet(tmp_path: pathlib.Path) -> None:
     """Before the process has made its board there is nothing to read, and no error."""
-    if content is not None:
-        (tmp_path / "board").write_bytes(content)
     assert slot_board.SlotBoardReader.open(tmp_path / "board") is None
 
 
-def test_board_without_a_word(tmp_path: pathlib.Path) -> None:
-    """A page that is still all zeros reads as booting."""
-    (tmp_path / "board").write_bytes(bytes(64))
+@pytest.mark.parametrize("content", [b"", bytes(64), b"\xff" * 64], ids=["empty", "zeros", "odd"])
+def test_board_without_a_word(tmp_path: pathlib.Path, content: bytes) -> None:
+    """What is not written yet, or written by somebody else, reads as booting."""
+    (tmp_path / "board").write_bytes(content)
     reader = slot_board.SlotBoardReader.open(tmp_path / "board")
     assert reader is not None
+    assert reader.read().phase is Phase.BOOTING
+    reader.close()
+
+
+def test_board_that_is_cut(tmp_path: pathlib.Path) -> None:
+    """Agent code that cuts its board ends nobody else's process."""
+    board = slot_board.SlotBoard(tmp_path / "board", os.getpid())
+    board.show(Phase.IDLE)
+    reader = slot_board.SlotBoardReader.open(tmp_path / "board")
+    assert reader is not None
+    os.truncate(tmp_path / "board", 0)
     assert reader.read().phase is Phase.BOOTING
     reader.close()
