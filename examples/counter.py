@@ -1,6 +1,6 @@
 """The smallest agent with a memory: it counts what it is told.
 
-torpor dev --agent examples/counter.py:Counter
+torpor dev --agent examples.counter:Counter
 """
 
 import torpor
