@@ -39,6 +39,8 @@ PING_TIMEOUT_S = 2.0
 LEAVE_TIMEOUT_S = 30.0
 #: A process gives up a turn at its time; one that has not after this much more is asked likewise.
 HUNG_GRACE_S = 30.0
+#: An agent that retires waits so long for turns under way; they run again elsewhere.
+RETIRE_S = 20.0
 
 
 class NodeAgent:
@@ -60,6 +62,7 @@ class NodeAgent:
         self._waking: list[tuple[records.SessionKey, int]] = []
         self._permits = asyncio.Semaphore(place.activations_per_node_max)
         self._draining = False
+        self._retired = False
         self._lapsed = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
         self._beat = 0
@@ -132,7 +135,10 @@ class NodeAgent:
     async def retire(self) -> None:
         """Drain, give up the lease and leave the list of nodes: the end of this agent."""
         self._draining = True
-        await self._evict_all()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._evict_all(), RETIRE_S)
+        # Another beat would put the node's load back.
+        self._retired = True
         self._keeper.stop()
         with contextlib.suppress(errors.TorporError):
             await self._store.nodes.withdraw(self._node)
@@ -198,8 +204,7 @@ class NodeAgent:
     # --- the beat ---------------------------------------------------------------------------------
 
     async def _keep_beat(self) -> None:
-        while True:
-            await asyncio.sleep(BEAT_S)
+        while not self._retired:
             try:
                 pids = [slot.pid for slot in self._slots.values() if slot.pid is not None]
                 self._reading = self._meter.read(pids)
@@ -216,6 +221,7 @@ class NodeAgent:
             except Exception:
                 # Nobody would start the beat again.
                 log.exception("beat failed", extra={"action": "beat_failed"})
+            await asyncio.sleep(BEAT_S)
 
     def _load(self, reading: load_meter.Reading) -> records.NodeLoad:
         return records.NodeLoad(

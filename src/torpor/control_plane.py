@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 RECONCILE_S = 2.0
 #: A new actor imports, connects and listens within this on a slow machine, or something is wrong.
 START_TIMEOUT_S = 90.0
-#: Evicting a full node takes some seconds; turns under way are waited for.
+#: Evicting a full node takes some seconds; see `node_agent.RETIRE_S`.
 RETIRE_TIMEOUT_S = 30.0
 
 

@@ -200,6 +200,23 @@ async def test_lapse_during_a_wake(office: Office) -> None:
     assert office.maker.made[0].killed
 
 
+async def test_retiring_waits_for_no_endless_turn(
+    office: Office, store: memory_store.MemoryStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The lease is given up though a session does not leave: its next owner need not wait."""
+    monkeypatch.setattr(node_agent, "RETIRE_S", 0.01)
+    slot = await office.woken()
+    await office.agent.retire()
+    assert slot.handle.control.calls
+    assert not await store.nodes.lease_stands(NODE, office.agent._incarnation)
+
+    async def beats_no_more() -> bool:
+        running = {task.get_coro().__qualname__ for task in office.agent._tasks}
+        return "NodeAgent._keep_beat" not in running
+
+    await eventually.assert_eventually(beats_no_more)
+
+
 async def test_process_that_does_not_answer_is_ended(
     office: Office, monkeypatch: pytest.MonkeyPatch
 ) -> None:
