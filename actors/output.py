@@ -32,43 +32,46 @@ def utf8(text: str) -> str:
 
 
 class SessionLog:
-    """Two files that take turns: when the newer is full, the older is dropped."""
+    """A session's log: a file for each process that prints, the oldest dropped for room.
+
+    What goes wrong with it is silent: it must fail neither a wake nor a print.
+    """
 
     def __init__(self, folder: pathlib.Path, epoch: int) -> None:
         self._folder = folder
         self._epoch = epoch
         self._part = 0
         self._file: io.TextIOWrapper | None = None
-        # What must not fail a print must not fail a wake.
-        with contextlib.suppress(OSError):
-            folder.mkdir(parents=True, exist_ok=True)
-            self._file = self._open()
-
-    def _open(self) -> io.TextIOWrapper:
-        # Named so that sorting by name is sorting by age.
-        path = self._folder / f"{self._epoch:08d}-{self._part:04d}.log"
-        file = path.open("a", encoding="utf-8", errors="replace", buffering=1)
-        for stale in sorted(self._folder.glob("*.log"))[:-2]:
-            stale.unlink(missing_ok=True)
-        return file
 
     def write(self, text: str) -> None:
-        """Append; a full disk must not fail a print, so errors end in silence here."""
-        if self._file is None:
+        """Append."""
+        if not text:
             return
-        try:
+        with contextlib.suppress(OSError, ValueError):
+            if self._file is None:
+                self._file = self._open()
             self._file.write(text)
             if self._file.tell() > limits.LOG_FILE_BYTES_MAX:
                 self._file.close()
                 self._part += 1
-                self._file = self._open()
-        except (OSError, ValueError):
-            return
+                self._file = None
 
     def close(self) -> None:
         """Close the current file."""
         if self._file is not None:
             self._file.close()
+
+    def _open(self) -> io.TextIOWrapper:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        kept_bytes = 0
+        for path in sorted(self._folder.glob("*.log"), reverse=True):
+            if kept_bytes >= limits.LOG_FILE_BYTES_MAX:
+                path.unlink(missing_ok=True)
+            else:
+                kept_bytes += path.stat().st_size
+        # Named so that sorting by name is sorting by age.
+        path = self._folder / f"{self._epoch:08d}-{self._part:04d}.log"
+        return path.open("a", encoding="utf-8", errors="replace", buffering=1)
 
 
 class Capture(io.TextIOBase):

@@ -50,6 +50,8 @@ class LocalCluster:
         # Every process that Ray starts should find compiled modules, and leave some if there are
         # none.
         os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+        # Told of addresses that it overwrites and of nodes that end, which is what happens here.
+        logging.getLogger("ray").setLevel(logging.ERROR)
         self._nodes: dict[str, Any] = {}
         self._cpus = cpus_per_node
         self._cluster = cluster_utils.Cluster()
@@ -88,6 +90,8 @@ class LocalCluster:
     def _add(self, name: str, **extra: Any) -> None:
         self._nodes[name] = self._cluster.add_node(
             num_cpus=self._cpus,
+            # Ray then listens on loopback only: whoever reaches its ports runs code.
+            node_ip_address="127.0.0.1",
             labels={NAME_LABEL: name},
             object_store_memory=OBJECT_STORE_BYTES,
             **extra,

@@ -108,6 +108,16 @@ class ClusterView:
         record = self._records.get(node)
         return record.name if record else ""
 
+    def gone(self, owner: records.Owner) -> bool:
+        """Whether the node's agent that the owner lived under is known to be out of office."""
+        if not self._views:
+            return False
+        return not any(
+            view.alive
+            and (view.record.node, view.record.incarnation) == (owner.node, owner.incarnation)
+            for view in self._views
+        )
+
     def placed(self, node: str, request: placement.Request) -> Placement:
         """Note that a session is being placed, so that the next choice counts it."""
         seen = self._seen.get(node)

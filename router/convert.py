@@ -35,7 +35,7 @@ def json_text(data: object) -> str:
     return msgspec.json.encode(data).decode()
 
 
-def session(head: records.Head, *, node_name: str) -> sessions_pb2.Session:
+def session(head: records.Head, *, node_name: str, resident: bool) -> sessions_pb2.Session:
     """Return a head as clients see it."""
     return sessions_pb2.Session(
         tenant=head.key.tenant,
@@ -43,7 +43,7 @@ def session(head: records.Head, *, node_name: str) -> sessions_pb2.Session:
         agent=head.agent,
         agent_version=head.agent_version,
         status=_STATUS[head.status],
-        resident=head.resident,
+        resident=resident,
         node=head.owner.node if head.owner else "",
         epoch=head.epoch,
         version=head.version,

@@ -213,5 +213,7 @@ class SessionsService(sessions_pb2_grpc.SessionsServicer):
                 yield sessions_pb2.ReadLogResponse(data=data)
 
     def _session(self, head: records.Head) -> sessions_pb2.Session:
-        node_name = self._view.name(head.owner.node) if head.owner else ""
-        return convert.session(head, node_name=node_name)
+        # An owner whose node is gone owns nothing that runs, though nobody has cleared it yet.
+        lost = head.owner is None or self._view.gone(head.owner)
+        node_name = "" if head.owner is None or lost else self._view.name(head.owner.node)
+        return convert.session(head, node_name=node_name, resident=not lost)

@@ -11,8 +11,9 @@ from torpor.storage import records, store
 
 log = logging.getLogger(__name__)
 
-#: Between two shards; all shards together take half a minute, and every gateway sweeps.
-PAUSE_S = 2.0
+#: Between two shards; all shards together take some seconds, each look is one cheap read, and
+#: every gateway sweeps.
+PAUSE_S = 0.4
 #: Wakes of one sweep at a time: activations that somebody waits for come first.
 CONCURRENT_MAX = 4
 

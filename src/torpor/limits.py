@@ -57,7 +57,7 @@ DEDUP_KEEP_MS = 3_600_000
 
 #: Characters that session code prints in one turn and the history keeps; the log file has more.
 OUTPUT_CHARS_MAX = 64 << 10
-#: One log file of a session; there are two, the older is dropped.
+#: One log file of a session; of those before it as many are kept as hold as much again.
 LOG_FILE_BYTES_MAX = 4 << 20
 
 #: Wake hints are spread over this many keys, so that a sweep never reads a large one.

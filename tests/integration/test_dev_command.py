@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 
+import psutil
 import pytest
 
 import torpor
@@ -66,6 +67,13 @@ class Command:
     def end(self) -> int:
         """Wait until it ends by itself; returns the exit code."""
         return self._process.wait(TIMEOUT_S)
+
+    def kill_store(self) -> None:
+        """Kill the embedded store without warning."""
+        family = psutil.Process(self._process.pid).children(recursive=True)
+        for process in family:
+            if "valkey-server" in process.name():
+                process.kill()
 
     def close(self) -> None:
         """Kill what is left of it."""
@@ -127,6 +135,27 @@ async def test_dev_from_start_to_start(folder: pathlib.Path, port: int) -> None:
             assert not (await session.get()).resident
             assert await session.files.read("last") == b"more"
             assert (await session.send("!")).text == "9"
+        assert command.press_ctrl_c() == 0, command.said()
+
+
+async def test_dev_ends_with_its_store(folder: pathlib.Path, port: int) -> None:
+    """A store that dies takes the command with it, which says so; nothing acknowledged is lost."""
+    arguments = ("--port", str(port), "--agent", "tally:Tally")
+    address = f"127.0.0.1:{port}"
+    with _running(folder, *arguments) as command:
+        await command.ready()
+        key = (folder / ".torpor" / "api-key").read_text().strip()
+        async with torpor.connect(address, api_key=key) as client:
+            session = await client.sessions.create("tally", session_id="first")
+            assert (await session.send("four")).text == "4"
+            command.kill_store()
+            assert command.end() == 4, command.said()
+            assert "the embedded Valkey has ended" in command.said()
+            assert "Traceback" not in command.said()
+    with _running(folder, *arguments) as command:
+        await command.ready()
+        async with torpor.connect(address, api_key=key) as client:
+            assert (await client.sessions.handle("first").send("!")).text == "5"
         assert command.press_ctrl_c() == 0, command.said()
 
 

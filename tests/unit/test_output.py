@@ -143,3 +143,17 @@ def test_log_lies_with_its_tenant(tmp_path: pathlib.Path) -> None:
     assert output.log_folder(tmp_path, records.SessionKey("acme", "chat")) == (
         tmp_path / "acme" / "logs" / "chat"
     )
+
+
+def test_silent_processes_push_nothing_out(tmp_path: pathlib.Path) -> None:
+    """What one process printed is there after many that printed nothing, and some that did."""
+    first = output.SessionLog(tmp_path, 1)
+    first.write("said once\n")
+    first.close()
+    for epoch in range(2, 12):
+        log = output.SessionLog(tmp_path, epoch)
+        if epoch % 3 == 0:
+            log.write(f"epoch {epoch}\n")
+        log.close()
+    kept = [path.read_text() for path in sorted(tmp_path.glob("*.log"))]
+    assert kept == ["said once\n", "epoch 3\n", "epoch 6\n", "epoch 9\n"]

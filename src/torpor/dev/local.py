@@ -53,6 +53,7 @@ class LocalDeployment:
         self.cluster: ray_compat.LocalCluster
         self.control: control_plane.ControlPlane
         self.deployment: deployment.Deployment
+        self.store_server: store_server.StoreServer
         self.api_key = ""
 
     @property
@@ -93,9 +94,9 @@ class LocalDeployment:
         with contextlib.suppress(FileExistsError):
             keyring.create(folder / "signing-keys")
         self._say("starting Valkey")
-        server = await asyncio.to_thread(store_server.StoreServer, folder / "valkey")
-        self._exits.push_async_callback(asyncio.to_thread, server.stop)
-        self.deployment = self._describe(server.url)
+        self.store_server = await asyncio.to_thread(store_server.StoreServer, folder / "valkey")
+        self._exits.push_async_callback(asyncio.to_thread, self.store_server.stop)
+        self.deployment = self._describe(self.store_server.url)
         self.api_key = await self._introduce_tenant()
         self._say(f"starting Ray with {options.nodes} node{'s' * (options.nodes > 1)}")
         # Blocks, and must: Ray sets signal handlers, which only the main thread may.
@@ -154,7 +155,8 @@ def check_ports_free(ports: Sequence[int]) -> None:
                 probe.bind(("127.0.0.1", port))
             except OSError as error:
                 raise errors.FailedPrecondition(
-                    f"port {port} is taken ({error.strerror}); choose another with --port",
+                    f"port {port} is taken ({error.strerror}); choose another with --port, or wait "
+                    "if a `torpor dev` was killed here: its processes end within a minute",
                     port=port,
                 ) from None
 

@@ -7,7 +7,7 @@ import sys
 
 import msgspec
 
-from torpor import client
+from torpor import client, errors
 from torpor.dev import local
 
 #: Registered for everybody, so that a first session needs no code.
@@ -52,8 +52,15 @@ async def _serve(options: DevOptions) -> None:
             "  Ctrl-C ends it; everything stays in " + str(options.folder)
         )
         keeping = asyncio.create_task(here.control.keep())
+        store_ended = asyncio.create_task(asyncio.to_thread(here.store_server.wait))
+        store_ended.add_done_callback(lambda _: stop.set())
         await stop.wait()
         keeping.cancel()
+        if store_ended.done():
+            raise errors.StoreUnavailable(
+                f"the embedded Valkey has ended; its log is {options.folder}/valkey/valkey.log. "
+                "Start `torpor dev` again: what was acknowledged is on disk"
+            )
         _say("evicting sessions, stopping")
 
 

