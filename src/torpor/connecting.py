@@ -29,6 +29,9 @@ def connect(
         api_key: who calls; the gateway says whether it needs one.
         tenant: for operators, whose sessions are meant; otherwise the key's tenant.
         timeout_s: the deadline of calls that name none, instead of each method's own default.
+
+    Raises:
+        InvalidField: the address is not `host:port`, or the key or the tenant cannot be a header.
     """
     from torpor import client
 

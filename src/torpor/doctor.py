@@ -246,8 +246,9 @@ def _speaks_torpor(host: str, port: int) -> bool:
     from torpor import client
 
     policy = client.Policy(attempts_max=1)
+    address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     try:
-        with client.connect_sync(f"{host}:{port}", timeout_s=PROBE_TIMEOUT_S, policy=policy) as up:
+        with client.connect_sync(address, timeout_s=PROBE_TIMEOUT_S, policy=policy) as up:
             up.admin.nodes()
     except errors.TorporError as error:
         # Whatever a gateway of ours refuses has a more exact reason than these.

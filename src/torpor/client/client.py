@@ -24,7 +24,11 @@ async def connect(
     timeout_s: float | None = None,
     policy: retry.Policy | None = None,
 ) -> AsyncGenerator[Client]:
-    """Yield a client, as `torpor.connect` says; `policy` is how often calls are repeated."""
+    """Yield a client, as `torpor.connect` says; `policy` is how often calls are repeated.
+
+    Raises:
+        InvalidField: the address is not `host:port`, or the key or the tenant cannot be a header.
+    """
     link = connection.Connection(
         address,
         credentials=connection.Credentials(api_key=api_key, tenant=tenant),

@@ -1,5 +1,6 @@
 """The channel to a gateway, and calls over it with credentials, deadlines and retries."""
 
+import re
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import TypeVar
 
@@ -42,6 +43,11 @@ _OPTIONS: tuple[tuple[str, int], ...] = (
 )
 
 
+PORT_MAX = 65_535
+#: A name or an address, IPv6 in brackets, and a port.
+_ADDRESS = re.compile(r"(?:[\w.-]+|\[[0-9A-Fa-f:.%]+\]):([0-9]{1,5})", re.ASCII)
+
+
 class Credentials(msgspec.Struct, frozen=True, kw_only=True):
     """Who calls."""
 
@@ -50,13 +56,38 @@ class Credentials(msgspec.Struct, frozen=True, kw_only=True):
     tenant: str | None = None
 
     def metadata(self) -> aio.Metadata:
-        """Return the headers that say so."""
+        """Return the headers that say so.
+
+        Raises:
+            InvalidField: a value cannot be a header.
+        """
         pairs = []
-        if self.api_key:
-            pairs.append(("authorization", f"Bearer {self.api_key}"))
-        if self.tenant:
-            pairs.append(("x-torpor-tenant", self.tenant))
+        if api_key := _header("api_key", self.api_key):
+            pairs.append(("authorization", f"Bearer {api_key}"))
+        if tenant := _header("tenant", self.tenant):
+            pairs.append(("x-torpor-tenant", tenant))
         return aio.Metadata(*pairs)
+
+
+def _header(field: str, value: str | None) -> str:
+    """Return what a header can carry: what is read from a file often ends with a line end."""
+    stripped = (value or "").strip()
+    if not (stripped.isascii() and stripped.isprintable()):
+        # An API key is a secret, so the message does not show it.
+        raise errors.InvalidField(
+            f"{field} has characters other than printable ASCII: give its one line alone",
+            field=field,
+        )
+    return stripped
+
+
+def _checked_address(address: str) -> str:
+    match = _ADDRESS.fullmatch(address.strip())
+    if match is None or not 1 <= int(match[1]) <= PORT_MAX:
+        raise errors.InvalidField(
+            f"the address {address!r} is not host:port, as localhost:7420 is", field="address"
+        )
+    return match[0]
 
 
 class Connection:
@@ -71,12 +102,12 @@ class Connection:
         policy: retry.Policy | None = None,
         time: clock.Clock | None = None,
     ) -> None:
-        self.address = address
+        self.address = _checked_address(address)
         self.metadata = credentials.metadata()
         self.policy = policy or retry.Policy()
         self.clock = time or clock.SystemClock()
         self._timeout_s = timeout_s
-        self._channel = aio.insecure_channel(address, options=_OPTIONS)
+        self._channel = aio.insecure_channel(self.address, options=_OPTIONS)
         self.sessions = sessions_pb2_grpc.SessionsStub(self._channel)
         self.workspaces = workspaces_pb2_grpc.WorkspacesStub(self._channel)
         self.agents = agents_pb2_grpc.AgentsStub(self._channel)
