@@ -143,7 +143,7 @@ def test_sessions(gateway: ScriptedGateway) -> None:
     assert gateway.of("CreateSession")[0].session_id == "s"
     header, row = torpor("sessions", "ls").stdout.splitlines()
     assert header.startswith("SESSION\tAGENT\t")
-    assert row.startswith("s\tnotebook@1\tidle\tevicted\t3\t")
+    assert row.startswith("s\tnotebook@1\tidle\tevicted\t0\t19")
     shown = [line.split() for line in torpor("sessions", "get", "s").stdout.splitlines()]
     assert ["version:", "3"] in shown
     assert ["usage.turns:", "0"] in shown

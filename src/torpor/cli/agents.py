@@ -40,7 +40,7 @@ def ls(ctx: typer.Context, json: options.Json = False) -> None:
                 agent.version,
                 agent.import_path,
                 f"{agent.idle_timeout_s:g} s",
-                output.when(agent.created_ms),
+                output.minute(agent.created_ms),
             )
             for agent in found
         ],

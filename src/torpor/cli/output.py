@@ -38,7 +38,10 @@ def note(text: str) -> None:
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """Write rows: aligned and coloured on a terminal, separated by tabs for other programs."""
+    """Write rows: aligned and coloured on a terminal, separated by tabs for other programs.
+
+    The first column names the row, so it is never cut or folded.
+    """
     cells = [[str(cell) for cell in row] for row in rows]
     if not sys.stdout.isatty():
         for row in (columns, *cells):
@@ -47,7 +50,11 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     from rich import box, console, text
     from rich import table as tables
 
-    drawn = tables.Table(*columns, box=box.SIMPLE_HEAD)
+    drawn = tables.Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
+    name_columns = max(len(row[0]) for row in (columns, *cells))
+    drawn.add_column(columns[0], no_wrap=True, min_width=name_columns)
+    for column in columns[1:]:
+        drawn.add_column(column, overflow="fold")
     for row in cells:
         drawn.add_row(*(text.Text(cell) for cell in row))
     console.Console().print(drawn)
@@ -62,8 +69,16 @@ def fields(values: Mapping[str, object]) -> None:
 
 def when(at_ms: int) -> str:
     """Return a time in the reader's zone, to the second."""
-    moment = dt.datetime.fromtimestamp(at_ms / 1000, tz=dt.UTC).astimezone()
-    return moment.isoformat(sep=" ", timespec="seconds")
+    return _local(at_ms).isoformat(sep=" ", timespec="seconds")
+
+
+def minute(at_ms: int) -> str:
+    """Return a time in the reader's zone as tables show it, without seconds and zone."""
+    return f"{_local(at_ms):%Y-%m-%d %H:%M}"
+
+
+def _local(at_ms: int) -> dt.datetime:
+    return dt.datetime.fromtimestamp(at_ms / 1000, tz=dt.UTC).astimezone()
 
 
 def indented(text: str, columns: int) -> str:

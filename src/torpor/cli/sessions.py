@@ -59,16 +59,15 @@ def ls(
         output.document(found)
         return
     output.table(
-        ("SESSION", "AGENT", "STATUS", "RESIDENCY", "VERSION", "EVENTS", "UPDATED"),
+        ("SESSION", "AGENT", "STATUS", "RESIDENCY", "EVENTS", "UPDATED"),
         [
             (
                 info.id,
                 f"{info.agent}@{info.agent_version}",
                 info.status,
                 _residency(info),
-                info.version,
                 info.last_seq,
-                output.when(info.updated_ms),
+                output.minute(info.updated_ms),
             )
             for info in found
         ],
@@ -231,7 +230,7 @@ def _steered(ctx: typer.Context, info: "client.SessionInfo", json: bool) -> None
 
 
 def _residency(info: "client.SessionInfo") -> str:
-    return f"resident on {info.node_name or info.node[:12]}" if info.resident else "evicted"
+    return f"on {info.node_name or info.node[:12]}" if info.resident else "evicted"
 
 
 def _text(text: str) -> str:
