@@ -296,4 +296,11 @@ def test_a_reader_may_leave_early(gateway: ScriptedGateway) -> None:
 def test_usage_is_told(gateway: ScriptedGateway) -> None:
     """A wrong option ends with the usage code; the exit codes are in the help."""
     assert torpor("sessions", "send", "--nonsense").exit_code == failures.USAGE
+    assert torpor("dev", "--port", "99999").exit_code == failures.USAGE
+    assert torpor("sessions", "history", "s", "--after", str(1 << 64)).exit_code == failures.USAGE
+    assert "<bool>" not in torpor("sessions", "ls", "--help").stdout
+    late = torpor("sessions", "ls", "--address", "localhost:1")
+    assert late.exit_code == failures.USAGE
+    assert "it goes before the command" in " ".join(late.stderr.split())
+    assert torpor("--version").stdout == torpor("version").stdout
     assert "7 the agent" in " ".join(torpor("--help").stdout.split())

@@ -1,6 +1,7 @@
 """Errors as the command line tells them: one line, a remedy, and an exit code."""
 
 import traceback
+from collections.abc import Iterator
 from typing import Any
 
 import msgspec
@@ -78,6 +79,14 @@ class Failure(msgspec.Struct, frozen=True):
 class Group(core.TyperGroup):
     """The root of the commands: tells errors of ours instead of showing where they were raised."""
 
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse the global options, after a word to all help: flags take no value."""
+        for command in _with_subcommands(self):
+            for param in command.get_params(ctx):
+                if getattr(param, "is_flag", False):
+                    param.metavar = ""
+        return super().parse_args(ctx, args)
+
     def invoke(self, ctx: Any) -> Any:
         """Run the command; errors end it with their exit code."""
         try:
@@ -90,6 +99,21 @@ class Group(core.TyperGroup):
                 traceback.print_exception(error)
             _tell(_failure(error), json=ctx.obj.json)
             raise typer.Exit(exit_code(error)) from None
+        except Exception as error:
+            self._say_where_it_goes(error)
+            raise
+
+    def _say_where_it_goes(self, error: Any) -> None:
+        """Complete the message if a global option was given to a command."""
+        name = getattr(error, "option_name", "")
+        if name in {option for param in self.params for option in param.opts}:
+            error.message += f"; it goes before the command: torpor {name} … COMMAND"
+
+
+def _with_subcommands(command: Any) -> Iterator[Any]:
+    yield command
+    for below in getattr(command, "commands", {}).values():
+        yield from _with_subcommands(below)
 
 
 def _failure(error: errors.TorporError | OSError) -> Failure:

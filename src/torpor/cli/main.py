@@ -40,6 +40,12 @@ app.add_typer(keys.app, name="keys")
 app.add_typer(config.app, name="config")
 
 
+def _tell_version(value: bool) -> None:
+    if value:
+        output.line(metadata.version("torpor"))
+        raise typer.Exit
+
+
 @app.callback()
 def root(
     ctx: typer.Context,
@@ -52,6 +58,10 @@ def root(
     ] = None,
     json: options.Json = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show where errors were raised.")] = False,
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="Print the version.", is_eager=True, callback=_tell_version),
+    ] = False,
 ) -> None:
     """Options of all commands."""
     ctx.obj = options.Options(

@@ -113,5 +113,5 @@ Assignments = Annotated[
 ]
 SessionId = Annotated[str, typer.Argument(metavar="SESSION", help="The session's id.")]
 Timeout = Annotated[
-    float | None, typer.Option("--timeout", metavar="SECONDS", help="For the whole call.")
+    float | None, typer.Option("--timeout", min=0, metavar="SECONDS", help="For the whole call.")
 ]

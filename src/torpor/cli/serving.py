@@ -7,10 +7,14 @@ import typer
 
 from torpor.cli import options
 
+PORT_MAX = 65_535
+
 
 def dev(
     nodes: Annotated[int, typer.Option(min=1, help="Ray nodes on this machine.")] = 1,
-    port: Annotated[int, typer.Option(help="The gateway's; 0 for any.")] = 7420,
+    port: Annotated[
+        int, typer.Option(min=0, max=PORT_MAX, help="The gateway's; 0 for any.")
+    ] = 7420,
     agent: Annotated[
         list[str], typer.Option(metavar="MODULE:CLASS", help="Register an agent; repeatable.")
     ] = [],  # noqa: B006 - typer copies it

@@ -15,10 +15,19 @@ if TYPE_CHECKING:
 
 app = typer.Typer(no_args_is_help=True, help="Make, speak to and steer sessions.")
 
+#: No session has as many events, no tenant as many sessions, no agent as many versions.
+COUNT_MAX = 1_000_000_000
+
 Text = Annotated[str, typer.Argument(help="The message; - reads it from stdin.")]
 Data = Annotated[str | None, typer.Option("--data", metavar="JSON", help="Structured content.")]
 RequestId = Annotated[str | None, typer.Option("--request-id", help="The same id is handled once.")]
-After = Annotated[int, typer.Option("--after", metavar="SEQ", help="Only events after this one.")]
+After = Annotated[
+    int,
+    typer.Option(
+        "--after", min=0, max=COUNT_MAX, metavar="SEQ", help="Only events after this one."
+    ),
+]
+Limit = Annotated[int, typer.Option(min=1, max=COUNT_MAX, help="At most this many.")]
 Types = Annotated[
     list[str], typer.Option("--type", metavar="TYPE", help="Only these events; repeatable.")
 ]
@@ -29,7 +38,7 @@ def create(
     ctx: typer.Context,
     agent: Annotated[str, typer.Argument(help="The agent's name.")],
     session_id: Annotated[str, typer.Option("--id", help="Chosen by the server if absent.")] = "",
-    agent_version: Annotated[int, typer.Option(help="The newest for 0.")] = 0,
+    agent_version: Annotated[int, typer.Option(min=0, max=COUNT_MAX, help="The newest for 0.")] = 0,
     request_id: RequestId = None,
     json: options.Json = False,
 ) -> None:
@@ -47,7 +56,7 @@ def create(
 @app.command()
 def ls(
     ctx: typer.Context,
-    limit: Annotated[int, typer.Option(min=1, help="At most this many.")] = 1000,
+    limit: Limit = 1000,
     json: options.Json = False,
 ) -> None:
     """List sessions in order of creation."""
@@ -170,7 +179,7 @@ def history(
     ctx: typer.Context,
     session_id: options.SessionId,
     after: After = 0,
-    limit: Annotated[int, typer.Option(min=1, help="At most this many.")] = 1000,
+    limit: Limit = 1000,
     types: Types = [],  # noqa: B006 - typer copies it
     json: options.Json = False,
 ) -> None:
