@@ -60,6 +60,8 @@ def test_send_prints_the_reply_alone(gateway: ScriptedGateway) -> None:
     gateway.script["SendMessage"] = [
         sessions_pb2.SendMessageResponse(text="42", seq=2, version=1, stop_reason=ENDED)
     ]
+    empty = torpor("sessions", "send", "s", "")
+    assert (empty.exit_code, gateway.of("SendMessage")) == (failures.USAGE, [])
     result = torpor("sessions", "send", "s", "-", "--busy", "reject", stdin="6 * 7")
     assert (result.exit_code, result.stdout, result.stderr) == (0, "42\n", "")
     (request,) = gateway.of("SendMessage")
@@ -74,7 +76,7 @@ def test_send_prints_the_reply_alone(gateway: ScriptedGateway) -> None:
     [
         (errors.SessionNotFound(), failures.NOT_FOUND, "torpor sessions ls"),
         (errors.SessionPaused(session="s"), failures.REFUSED, "torpor sessions resume s"),
-        (errors.ApiKeyMissing(), failures.NOT_ALLOWED, "TORPOR_API_KEY"),
+        (errors.ApiKeyInvalid(), failures.NOT_ALLOWED, "torpor keys create"),
         (errors.InvalidField("text is empty"), failures.USAGE, "text is empty"),
         (errors.Internal(), failures.ERROR, "log"),
     ],

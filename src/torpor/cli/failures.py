@@ -1,5 +1,6 @@
 """Errors as the command line tells them: one line, a remedy, and an exit code."""
 
+import re
 import traceback
 from collections.abc import Iterator
 from typing import Any
@@ -37,8 +38,6 @@ EPILOG = (
 _REMEDIES: dict[type[errors.TorporError], str] = {
     errors.Unavailable: "start one with `torpor dev`, or name another with --address",
     errors.SessionNotFound: "see `torpor sessions ls`; another tenant's need --tenant",
-    errors.AgentImportFailed: "nodes import it themselves: install it there; for `torpor dev`, set "
-    "PYTHONPATH where that is started",
     errors.SessionPaused: "see `torpor sessions resume {session}`",
     errors.NotEvictable: "pause it first: `torpor sessions pause {session}`",
     errors.NodeNotFound: "see `torpor nodes ls`",
@@ -52,6 +51,13 @@ _REMEDIES: dict[type[errors.TorporError], str] = {
     ),
 }
 
+_MODULE_REMEDY = (
+    "start `torpor dev` in the folder of the module, or install it on the nodes: they import it "
+    "themselves"
+)
+#: What gRPC says in brackets when it reaches nobody, of which the last part alone is for people.
+_UNREACHABLE = re.compile(r" \((?:.*: )?(.*?)\]?\); is it running, and is the address right\?")
+
 
 def exit_code(error: Exception) -> int:
     """Return the code of the nearest class that has one."""
@@ -60,10 +66,34 @@ def exit_code(error: Exception) -> int:
 
 def remedy(error: errors.TorporError) -> str:
     """Return what the user can do; empty if the message says it."""
+    if isinstance(error, errors.AgentImportFailed):
+        return _MODULE_REMEDY if "ModuleNotFoundError" in error.message else ""
+    if isinstance(error, errors.TurnFailed) and error.ids.get("seq", "0") == "0":
+        # Nothing of it was committed, so the history has no more to say.
+        return ""
     try:
         return _REMEDIES.get(type(error), "").format(**error.ids)
     except KeyError:
         return ""
+
+
+def message(error: errors.TorporError) -> str:
+    """Return an error's message as whoever types commands needs it."""
+    if isinstance(error, errors.ApiKeyMissing):
+        return (
+            "no API key: use --api-key or TORPOR_API_KEY, or run in the folder of `torpor dev`, "
+            "where its .torpor is"
+        )
+    if isinstance(error, errors.AgentImportFailed):
+        return "\n".join(
+            line for line in error.message.splitlines() if "<frozen importlib" not in line
+        )
+    if type(error) is not errors.Unavailable:
+        return error.message
+    return _UNREACHABLE.sub(
+        lambda found: f": {found[1][:1].lower()}{found[1][1:]}; is `torpor dev` running?",
+        error.message,
+    )
 
 
 class Failure(msgspec.Struct, frozen=True):
@@ -119,7 +149,7 @@ def _with_subcommands(command: Any) -> Iterator[Any]:
 def _failure(error: errors.TorporError | OSError) -> Failure:
     if isinstance(error, OSError):
         return Failure("OS_ERROR", str(error), "", retryable=False, ids={})
-    return Failure(error.reason, error.message, remedy(error), error.retryable, error.ids)
+    return Failure(error.reason, message(error), remedy(error), error.retryable, error.ids)
 
 
 def _tell(failure: Failure, *, json: bool) -> None:

@@ -2,13 +2,13 @@
 
 import itertools
 import sys
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import msgspec
 import typer
 
-from torpor import limits
-from torpor.cli import options, output
+from torpor import errors, limits
+from torpor.cli import events, options, output
 
 if TYPE_CHECKING:
     from torpor import client, messages
@@ -106,7 +106,7 @@ def get(ctx: typer.Context, session_id: options.SessionId, json: options.Json = 
 def send(
     ctx: typer.Context,
     session_id: options.SessionId,
-    text: Text,
+    text: Text = "",
     data: Data = None,
     request_id: RequestId = None,
     busy: Annotated[
@@ -116,10 +116,11 @@ def send(
     json: options.Json = False,
 ) -> None:
     """Send a message and print the reply, once it is durable."""
+    content = output.json_object(data, "--data")
     with options.connected(ctx) as client:
         reply = client.sessions.handle(session_id).send(
-            _text(text),
-            data=output.json_object(data, "--data"),
+            _text(text, content),
+            data=content,
             request_id=request_id,
             busy=busy,
             timeout_s=timeout,
@@ -134,17 +135,18 @@ def send(
 def post(
     ctx: typer.Context,
     session_id: options.SessionId,
-    text: Text,
+    text: Text = "",
     data: Data = None,
     request_id: RequestId = None,
     timeout: options.Timeout = None,
     json: options.Json = False,
 ) -> None:
     """Leave a message durably, without waiting for its turn; print its request id."""
+    content = output.json_object(data, "--data")
     with options.connected(ctx) as client:
         accepted = client.sessions.handle(session_id).post(
-            _text(text),
-            data=output.json_object(data, "--data"),
+            _text(text, content),
+            data=content,
             request_id=request_id,
             timeout_s=timeout,
         )
@@ -186,8 +188,8 @@ def history(
     """Print committed events, oldest first."""
     as_json = output.as_json(ctx, json)
     with options.connected(ctx) as client:
-        events = client.sessions.handle(session_id).events(after, types=types)
-        for event in itertools.islice(events, limit):
+        found = client.sessions.handle(session_id).events(after, types=types)
+        for event in itertools.islice(found, limit):
             _show(event, as_json)
 
 
@@ -242,8 +244,16 @@ def _residency(info: "client.SessionInfo") -> str:
     return f"on {info.node_name or info.node[:12]}" if info.resident else "evicted"
 
 
-def _text(text: str) -> str:
-    return sys.stdin.read() if text == "-" else text
+def _text(text: str, data: dict[str, Any] | None) -> str:
+    """Return the words of a message, from stdin for `-`.
+
+    Raises:
+        InvalidField: there are none, and no data.
+    """
+    said = sys.stdin.read() if text == "-" else text
+    if not said and not data:
+        raise errors.InvalidField("the message is empty: give a text or --data", field="text")
+    return said
 
 
 def _show(
@@ -260,8 +270,6 @@ def _show(
         return True
     if unfinished:
         output.note("")
-    said = item.data.get("text")
-    body = said if isinstance(said, str) else msgspec.json.encode(item.data).decode()
     head = f"{item.seq:>6}  {item.type:<18}  "
-    output.line(head + output.indented(body, len(head)))
+    output.line(head + output.indented(events.body(item), len(head)))
     return False
