@@ -90,8 +90,6 @@ class LocalCluster:
     def _add(self, name: str, **extra: Any) -> None:
         self._nodes[name] = self._cluster.add_node(
             num_cpus=self._cpus,
-            # Ray then listens on loopback only: whoever reaches its ports runs code.
-            node_ip_address="127.0.0.1",
             labels={NAME_LABEL: name},
             object_store_memory=OBJECT_STORE_BYTES,
             **extra,
