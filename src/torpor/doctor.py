@@ -6,6 +6,7 @@ import errno
 import logging
 import os
 import pathlib
+import re
 import resource
 import shutil
 import socket
@@ -64,6 +65,16 @@ def place(settings: deployment.Deployment) -> Iterator[Finding]:
     yield gateway_port(settings.gateway_host, settings.gateway_port)
 
 
+def local_folder() -> Finding:
+    """What to say where only `torpor dev` has been at work: nothing is wrong."""
+    return Finding(
+        "settings",
+        Verdict.WARN,
+        "doctor checks a deployment of `torpor serve`, and here is only one of `torpor dev`",
+        "use --config to name the settings of the other",
+    )
+
+
 def python_version(version: tuple[int, int, int]) -> Finding:
     """Whether Python is new enough."""
     shown = ".".join(map(str, version))
@@ -118,7 +129,7 @@ async def store(settings: deployment.Deployment) -> Finding:
     try:
         notes = await asyncio.wait_for(opened.check_durability(), PROBE_TIMEOUT_S)
     except errors.StoreBelowDurability as error:
-        return Finding("store", Verdict.FAIL, f"below {settings.durability}", error.message)
+        return _failure("store", error)
     except (errors.TorporError, TimeoutError) as error:
         detail = getattr(error, "message", "") or f"no answer in {PROBE_TIMEOUT_S:g} s"
         return Finding("store", Verdict.FAIL, detail, "start it, or correct store_url")
@@ -158,7 +169,7 @@ def signing_key(path: pathlib.Path) -> Finding:
     try:
         keyring.load(path)
     except errors.SigningKeyMissing as error:
-        return Finding("signing key", Verdict.FAIL, str(path), error.message)
+        return _failure("signing key", error)
     return Finding("signing key", Verdict.OK, str(path))
 
 
@@ -207,6 +218,12 @@ def ray_cluster(address: str = "auto") -> Finding:
 def failed(findings: list[Finding]) -> bool:
     """Whether something has to be done before torpor can run."""
     return any(finding.verdict is Verdict.FAIL for finding in findings)
+
+
+def _failure(name: str, error: errors.TorporError) -> Finding:
+    """Return an error that says what is wrong, and after the first `: ` or `; ` what to do."""
+    detail, *remedy = re.split("[:;] ", error.message, maxsplit=1)
+    return Finding(name, Verdict.FAIL, detail, "".join(remedy))
 
 
 def _installed(distribution: str) -> str | None:

@@ -131,7 +131,14 @@ def test_folders(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> Non
 def test_signing_key(tmp_path: pathlib.Path) -> None:
     """The key must be there and its owner's alone."""
     path = tmp_path / "keys"
-    assert doctor.signing_key(path).verdict is FAIL
+    missing = doctor.signing_key(path)
+    assert (missing.verdict, missing.detail.startswith("cannot read")) == (FAIL, True)
+    assert missing.remedy.startswith("name the right file")
+    for broken in (b"", b"no key\n"):
+        path.write_bytes(broken)
+        path.chmod(0o600)
+        assert doctor.signing_key(path).remedy, broken
+    path.unlink()
     keyring.create(path)
     assert doctor.signing_key(path).verdict is OK
     path.chmod(0o644)
@@ -173,6 +180,10 @@ def test_the_command(
     without = testing.CliRunner().invoke(main.app, ["doctor"])
     assert without.exit_code == 1
     assert "store_url is not set" in without.stdout
+    (tmp_path / ".torpor").mkdir()
+    local = testing.CliRunner().invoke(main.app, ["doctor"])
+    assert "a deployment of `torpor serve`" in local.stdout
+    assert "store_url" not in local.stdout
     (tmp_path / "torpor.yaml").write_text(
         f"store_url: {settings.store_url}\nstorage: storage\nscratch: scratch\n"
         f"signing_key_file: keys\ngateway_port: {settings.gateway_port}\n"

@@ -1,6 +1,7 @@
 """`torpor doctor`."""
 
 import os
+import pathlib
 from typing import Annotated
 
 import typer
@@ -24,7 +25,11 @@ def doctor(
         settings = options.settings(config, set_)
     except errors.InvalidField as error:
         remedy = "write torpor.yaml, or use --config; `torpor dev` needs neither"
-        findings.append(checks.Finding("settings", checks.Verdict.FAIL, error.message, remedy))
+        findings.append(
+            checks.local_folder()
+            if _only_dev(config)
+            else checks.Finding("settings", checks.Verdict.FAIL, error.message, remedy)
+        )
     else:
         findings.extend(checks.place(settings.deployment))
     if ray:
@@ -38,3 +43,11 @@ def doctor(
         )
     if checks.failed(findings):
         raise typer.Exit(failures.ERROR)
+
+
+def _only_dev(given: pathlib.Path | None) -> bool:
+    """Whether the folder is one of `torpor dev`, and nobody names settings of a deployment."""
+    from torpor import config
+
+    named = given or os.environ.get("TORPOR_CONFIG") or pathlib.Path(config.FILE_NAME).exists()
+    return options.LOCAL_FOLDER.is_dir() and not named
