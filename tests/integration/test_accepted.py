@@ -129,6 +129,6 @@ async def test_inbox_is_bounded(cluster: Cluster, session: client.Session) -> No
         )
         await cluster.store.sessions.enqueue(key, item)
     with pytest.raises(errors.InboxFull):
-        await session.post("pass", request_id="too-much", timeout_s=0.5)
+        await session.post("pass", request_id="too-much", timeout_s=5.0)
     waiting = await cluster.store.sessions.inbox(key)
     assert [item.message.request_id for item in waiting] == posted
