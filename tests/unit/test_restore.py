@@ -249,7 +249,7 @@ def test_a_folder_with_files_is_not_written_over(
 
 
 _KILLED = """
-import pathlib, sys, threading
+import os, pathlib, sys, threading
 from torpor.storage import local_blobs, restore
 
 class Stuck(local_blobs.LocalBlobStore):
@@ -258,7 +258,7 @@ class Stuck(local_blobs.LocalBlobStore):
     def chunks(self, tenant, digest):
         Stuck.count += 1
         if Stuck.count > 5:
-            print("stuck", flush=True)
+            os.write(1, b"stuck\n")  # in one piece, also when several threads get here
             threading.Event().wait()
         yield from super().chunks(tenant, digest)
 
@@ -279,8 +279,9 @@ def test_a_restore_that_was_killed_starts_over(
         [sys.executable, "-c", _KILLED, *arguments], stdout=subprocess.PIPE
     ) as process:
         assert process.stdout is not None
-        assert process.stdout.readline() == b"stuck\n"
+        said = process.stdout.readline()
         process.kill()
+    assert said == b"stuck\n"
     partial = tmp_path / "new.partial"
     assert not destination.exists()
     assert workspaces.describe(partial)
