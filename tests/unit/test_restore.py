@@ -258,7 +258,7 @@ class Stuck(local_blobs.LocalBlobStore):
     def chunks(self, tenant, digest):
         Stuck.count += 1
         if Stuck.count > 5:
-            os.write(1, b"stuck\n")  # in one piece, also when several threads get here
+            os.write(1, b"stuck\\n")  # in one piece, also when several threads get here
             threading.Event().wait()
         yield from super().chunks(tenant, digest)
 
