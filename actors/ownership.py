@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 
-from torpor import clock, errors, ids, limits, messages
+from torpor import clock, errors, ids, limits, messages, probes
 from torpor.actors import protocol, turn_context
 from torpor.storage import blobs, envelope, history, keyring, records, segments, store
 
@@ -78,8 +78,8 @@ class Ownership:
             Fenced: somebody else came first.
             SessionNotFound, SessionDeleted, StoreUnavailable
         """
-        acquired = await self._store.sessions.acquire(claim)
         self._claim = claim
+        acquired = await self._acquire(claim)
         self.head = acquired.head
         self.history = history.History(self._store.sessions, self._blobs, claim.key)
         self.outcomes = dict(acquired.outcomes)
@@ -144,9 +144,11 @@ class Ownership:
         """
         commit = await self._numbered(change)
         try:
+            self._reach(probes.Point.COMMIT_BEFORE, commit)
             committed = await self._store.sessions.commit(commit)
         except errors.OutcomeUnknown:
             committed = await self._resolve(commit)
+        self._reach(probes.Point.COMMIT_AFTER, commit)
         self._mirror(commit, change)
         return committed
 
@@ -160,9 +162,13 @@ class Ownership:
         # in a process, too.
         with contextlib.suppress(errors.StorageFull, errors.StorageUnavailable, errors.DataLoss):
             await self.seal_if_longer_than(limits.HOT_EVENTS_ASLEEP_MAX)
-        return await self._store.sessions.release(
+        probes.reach(probes.Point.RELEASE_BEFORE, session=str(self.head.key))
+        released = await self._store.sessions.release(
             self.head.key, epoch=self.head.epoch, nonce=self.head.nonce
         )
+        if released:
+            probes.reach(probes.Point.RELEASE_AFTER, session=str(self.head.key))
+        return released
 
     async def abandon(self) -> None:
         """Give the session up whatever its inbox holds: the last act of a spoilt process."""
@@ -178,6 +184,7 @@ class Ownership:
         head = self.head
         if head.next_seq - head.hot_from <= events:
             return
+        probes.reach(probes.Point.SEAL_BEFORE, session=str(head.key))
         upto = head.next_seq - limits.HOT_EVENTS_KEPT
         run = await self.history.read(after=head.hot_from - 1, limit=upto - head.hot_from)
         cold_index = await asyncio.to_thread(
@@ -199,11 +206,36 @@ class Ownership:
                 forgotten=forgotten,
             )
         )
+        probes.reach(probes.Point.SEAL_AFTER, session=str(head.key), hot_from=run[-1].seq + 1)
         self._beside_hot.difference_update(forgotten)
         self.head = msgspec.structs.replace(
             self.head, hot_from=run[-1].seq + 1, cold_index=cold_index
         )
         self._forget_old()
+
+    async def _acquire(self, claim: records.Acquire) -> records.Acquired:
+        probes.reach(probes.Point.ACQUIRE_BEFORE, session=str(claim.key))
+        acquired = await self._store.sessions.acquire(claim)
+        probes.reach(
+            probes.Point.ACQUIRE_AFTER,
+            session=str(claim.key),
+            epoch=acquired.head.epoch,
+            nonce=claim.nonce,
+            version=acquired.head.version,
+            node=claim.owner.node,
+        )
+        return acquired
+
+    def _reach(self, point: probes.Point, commit: records.Commit) -> None:
+        probes.reach(
+            point,
+            session=str(commit.key),
+            epoch=commit.epoch,
+            nonce=commit.nonce,
+            version=commit.expected_version + 1,
+            commit_id=commit.commit_id,
+            requests=list(commit.outcomes),
+        )
 
     async def _numbered(self, change: Change) -> records.Commit:
         head = self.head
@@ -288,7 +320,7 @@ class Ownership:
         )
         for _ in range(RESOLVE_TRIES_MAX):
             try:
-                acquired = await self._store.sessions.acquire(claim)
+                acquired = await self._acquire(claim)
             except errors.Unavailable:
                 # Jitter, so that all owners of a node do not come back in one moment.
                 await self._clock.sleep(RESOLVE_PAUSE_S * (0.5 + random.random()))  # noqa: S311

@@ -12,7 +12,7 @@ import time
 
 import msgspec
 
-from torpor import clock, definition, errors, limits, messages
+from torpor import clock, definition, errors, limits, messages, probes
 from torpor.actors import (
     agent_thread,
     deltas,
@@ -94,7 +94,9 @@ class Residence:
                     late = errors.DeadlineExceeded(session=self._key.session)
                     job.resolve(protocol.refuse(late))
                     continue
-                job.resolve(await self._answer(job.work))
+                answer = await self._answer(job.work)
+                probes.reach(probes.Point.REPLY_BEFORE, session=str(self._key))
+                job.resolve(answer)
                 if self._phase is lifecycle.Phase.IDLE:
                     await self._tidy()
         finally:

@@ -14,7 +14,7 @@ from typing import Any
 
 import ray
 
-from torpor import clock, definition, errors
+from torpor import clock, definition, errors, probes
 from torpor.actors import (
     agent_code,
     agent_thread,
@@ -197,6 +197,8 @@ async def _load(
     blobs: local_blobs.LocalBlobStore,
 ) -> tuple[agent_thread.AgentThread, snapshot.Snapshotter]:
     """Bring files and state back; the files first, since loading the state may look for them."""
+    session = str(spec.claim.key)
+    probes.reach(probes.Point.RESTORE_BEFORE, session=session)
     workspace = spec.slot / protocol.WORKSPACE
     tenant = spec.claim.key.tenant
     snapshotter = snapshot.Snapshotter(
@@ -207,6 +209,7 @@ async def _load(
     payload = await asyncio.to_thread(owned.read_state, acquired)
     thread = agent_thread.AgentThread()
     await thread.wake(make if payload is None else functools.partial(state.load, payload))
+    probes.reach(probes.Point.RESTORE_AFTER, session=session, version=acquired.head.version)
     return thread, snapshotter
 
 

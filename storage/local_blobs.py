@@ -15,7 +15,7 @@ from typing import Self, TypeVar
 
 import blake3
 
-from torpor import errors, ids, limits
+from torpor import errors, ids, limits, probes
 from torpor.storage import digests, disk_files
 
 #: Syncs at the same time: a thread waits for the disk, not for the CPU, and a journal takes what is
@@ -87,6 +87,7 @@ class LocalBlobStore:
 
     def _pieces(self, tenant: str, digest: str) -> Iterator[bytes]:
         path = _path(self._folder(tenant), digest)
+        probes.reach(probes.Point.BLOB_READ, digest=digest)
         try:
             yield from disk_files.read_pieces(path)
         except FileNotFoundError as error:
@@ -206,6 +207,7 @@ class LocalUpload:
         return True
 
     def _write(self, folder: pathlib.Path, pieces: Iterable[bytes]) -> tuple[pathlib.Path, int]:
+        probes.reach(probes.Point.BLOB_BEFORE)
         temporary = folder / f".tmp-{os.urandom(12).hex()}"
         try:
             fd = os.open(temporary, _CREATE, 0o600)
@@ -257,6 +259,7 @@ def _publish(path: pathlib.Path, temporary: pathlib.Path) -> None:
         # Another writer was faster, with the same bytes.
         os.utime(path)
     temporary.unlink()
+    probes.reach(probes.Point.BLOB_AFTER, digest=path.name)
 
 
 def _sync(path: pathlib.Path) -> None:

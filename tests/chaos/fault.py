@@ -1,0 +1,60 @@
+"""What a fault is: it breaks something in a world, stands for a while, and is healed again.
+
+A new fault is an async generator function that breaks, yields, and heals:
+
+    @fault("session killed", cost=Cost.CHEAP)
+    async def session_killed(world: World, rng: random.Random) -> AsyncIterator[None]:
+        await world.kill_process(await world.some_owner(rng))
+        yield
+
+The battery drives it to its end also when the run is broken off. Everything that is chosen comes
+from `rng`, so that a seed brings the same choices again.
+"""
+
+import contextlib
+import enum
+import random
+from collections.abc import AsyncIterator, Callable
+
+import msgspec
+
+from world import World
+
+Inject = Callable[[World, random.Random], AsyncIterator[None]]
+
+
+class Cost(enum.StrEnum):
+    """How much of a run a fault may take."""
+
+    #: A second or two: processes, requests, blobs.
+    CHEAP = "cheap"
+    #: Many seconds: nodes, partitions, stores.
+    EXPENSIVE = "expensive"
+
+
+class Fault(msgspec.Struct, frozen=True, kw_only=True):
+    """One kind of fault."""
+
+    #: As it stands in the table.
+    name: str
+    cost: Cost
+    inject: Callable[[World, random.Random], contextlib.AbstractAsyncContextManager[None]]
+    #: Whether writes that were acknowledged may be lost, if that is reported.
+    loses: bool = False
+
+
+#: By name, in the order of their definition.
+FAULTS: dict[str, Fault] = {}
+
+
+def fault(name: str, *, cost: Cost, loses: bool = False) -> Callable[[Inject], Inject]:
+    """Put a fault into the battery."""
+
+    def register(inject: Inject) -> Inject:
+        if name in FAULTS:
+            raise ValueError(f"two faults are called {name!r}")
+        manager = contextlib.asynccontextmanager(inject)
+        FAULTS[name] = Fault(name=name, cost=cost, inject=manager, loses=loses)
+        return inject
+
+    return register
