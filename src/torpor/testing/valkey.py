@@ -31,9 +31,10 @@ def plain() -> pathlib.Path | None:
 
 
 class Server:
-    """One server process on loopback. Writes reach the disk before they are acknowledged.
+    """One server process. Writes reach the disk before they are acknowledged.
 
-    As a context manager: started on entry, killed on exit.
+    Listens on loopback unless told otherwise. As a context manager: started on entry, killed on
+    exit.
     """
 
     def __init__(
@@ -41,13 +42,17 @@ class Server:
         folder: pathlib.Path,
         binary: pathlib.Path | None = None,
         *,
+        host: str = "127.0.0.1",
         settings: Mapping[str, str] | None = None,
+        environment: Mapping[str, str] | None = None,
     ) -> None:
         self._folder = folder
         self._binary = binary or embedded()
         self._settings = settings or {}
+        self._environment = environment or {}
         self._process: subprocess.Popen[bytes] | None = None
-        self.port = free_port()
+        self.host = host
+        self.port = free_port(host)
 
     def __enter__(self) -> "Server":
         self.start()
@@ -59,7 +64,7 @@ class Server:
     @property
     def url(self) -> str:
         """What `Deployment.store_url` takes."""
-        return f"redis://127.0.0.1:{self.port}/0"
+        return f"redis://{self.host}:{self.port}/0"
 
     def start(self) -> None:
         """Start on the files of the folder, and return once it answers."""
@@ -68,7 +73,9 @@ class Server:
             self._process = subprocess.Popen(
                 [
                     self._binary,
-                    *("--port", str(self.port), "--bind", "127.0.0.1"),
+                    *("--port", str(self.port), "--bind", self.host),
+                    # Otherwise it answers loopback alone, wherever it listens.
+                    *("--protected-mode", "no"),
                     *("--dir", self._folder, "--save", "", "--appendonly", "yes"),
                     *("--appendfsync", "always", "--daemonize", "no"),
                     *(
@@ -79,6 +86,7 @@ class Server:
                 ],
                 stdout=log,
                 stderr=log,
+                env={**os.environ, **self._environment},
             )
         try:
             self._wait_until_up(self._process)
@@ -97,6 +105,11 @@ class Server:
                 time.sleep(0.01)
         log = self._folder / "server.log"
         raise TimeoutError(f"the store did not start: {log.read_text(errors='replace')[-500:]}")
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send a signal to the process, which runs."""
+        assert self._process is not None  # noqa: S101 - the caller started it
+        self._process.send_signal(number)
 
     def kill(self) -> None:
         """Kill without warning; what was acknowledged is on the disk."""
@@ -118,7 +131,7 @@ class Server:
             OSError: the server cannot be reached.
         """
         command = f"*{len(words)}\r\n" + "".join(f"${len(word)}\r\n{word}\r\n" for word in words)
-        with socket.create_connection(("127.0.0.1", self.port), timeout=START_TIMEOUT_S) as link:
+        with socket.create_connection((self.host, self.port), timeout=START_TIMEOUT_S) as link:
             link.sendall(command.encode())
             return link.makefile("rb").readline().decode().strip()
 
@@ -129,9 +142,9 @@ class Server:
             raise ValueError(f"CONFIG SET {name} {value}: {answer}")
 
 
-def free_port() -> int:
-    """Return a loopback port that nobody listens on now."""
+def free_port(host: str = "127.0.0.1") -> int:
+    """Return a port of an address of this machine that nobody listens on now."""
     with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
+        probe.bind((host, 0))
         port: int = probe.getsockname()[1]
         return port
