@@ -6,7 +6,7 @@ in `armed/` makes the next process that passes it die, freeze or wait. A new poi
 and one call.
 """
 
-import contextlib
+import collections
 import enum
 import json
 import os
@@ -78,15 +78,20 @@ class Armed(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Probes:
-    """The folder of one test run: arms points, and reads what processes recorded."""
+    """The folder of one test run: arms points, reads what processes recorded. For one thread."""
 
     def __init__(self, folder: pathlib.Path) -> None:
         self.folder = folder
         for name in (ARMED, FIRED):
             (folder / name).mkdir(parents=True, exist_ok=True)
+        self._records: list[dict[str, Any]] = []
+        #: How many bytes of each file these are.
+        self._read: collections.Counter[pathlib.Path] = collections.Counter()
 
     def arm(self, point: Point, what: Armed | None = None) -> None:
-        """Let something wait at a point; it replaces what waited there."""
+        """Let something wait at a point; it replaces what waited or fired there."""
+        for mark in self._marks(point):
+            mark.unlink()
         # Renamed into place: a process must not see half of it.
         hidden = self.folder / f".{point}"
         hidden.write_bytes(msgspec.json.encode(what or Armed()))
@@ -101,21 +106,26 @@ class Probes:
         return True
 
     def fired(self, point: Point) -> list[int]:
-        """Return the processes that an armed point broke, by id, in no order."""
-        return [int(path.suffix[1:]) for path in (self.folder / FIRED).glob(f"{point}.*")]
+        """Return the processes that a point broke since it was armed, by id, in no order."""
+        return [int(mark.suffix[1:]) for mark in self._marks(point)]
 
     def records(self) -> list[dict[str, Any]]:
         """Return what all processes passed: `point`, `pid`, `at_s` (monotonic) and the facts.
 
         In order within a process and by the machine's monotonic clock between them.
         """
-        lines: list[dict[str, Any]] = []
         for path in self.folder.glob(f"*{RECORD}"):
-            for line in path.read_bytes().splitlines():
-                # A process that was killed may leave half a line, and nothing after it.
-                with contextlib.suppress(ValueError):
-                    lines.append(json.loads(line))
-        return sorted(lines, key=lambda line: line["at_s"])
+            with path.open("rb") as file:
+                file.seek(self._read[path])
+                # A process may be writing its last line, or have been killed while it did.
+                whole, end, _ = file.read().rpartition(b"\n")
+            self._read[path] += len(whole + end)
+            self._records += [json.loads(line) for line in whole.splitlines()]
+        self._records.sort(key=lambda line: line["at_s"])
+        return self._records.copy()
+
+    def _marks(self, point: Point) -> list[pathlib.Path]:
+        return list((self.folder / FIRED).glob(f"{point}.*"))
 
 
 def reach(point: Point, **facts: object) -> None:
@@ -143,16 +153,21 @@ class _Here:
             armed = msgspec.json.decode(path.read_bytes(), type=Armed)
             if armed.session and armed.session != facts.get("session"):
                 return
-            if not armed.stays:
+            mark = self._folder / FIRED / f"{point}.{os.getpid()}"
+            if armed.stays:
+                mark.touch()
+            else:
                 # Whoever renames it is the one that it was for.
-                path.rename(self._folder / FIRED / f"{point}.{os.getpid()}")
+                path.rename(mark)
         except FileNotFoundError:
             return
         match armed.action:
             case Action.KILL:
                 os.kill(os.getpid(), signal.SIGKILL)
             case Action.FREEZE:
-                os.kill(os.getpid(), signal.SIGSTOP)
+                # To this thread: another would stop the process, but only once it has its turn, and
+                # this one would go on until then.
+                signal.pthread_kill(threading.get_ident(), signal.SIGSTOP)
             case Action.STALL:
                 time.sleep(armed.seconds)
 
