@@ -6,14 +6,13 @@ moment that stops being so, the next write says `Fenced` and the process ends.
 
 import asyncio
 import contextlib
-import os
 import random
 from collections.abc import Mapping, Sequence
 
 import msgspec
 
 from torpor import clock, errors, ids, limits, messages, probes
-from torpor.actors import protocol, turn_context
+from torpor.actors import rollback, turn_context
 from torpor.storage import blobs, envelope, history, keyring, records, segments, store
 
 #: An owner whose commit's answer was lost asks this often what became of it; with the pauses
@@ -140,6 +139,8 @@ class Ownership:
             Fenced, SessionDeleted: this process must end.
             StoreReadOnly, StoreUnavailable: nothing happened.
             OutcomeUnknown: it may have; memory and store may differ, so this process must end.
+            VersionsLost: the store went back to an earlier state; nothing happened, and this
+                process must end.
             StorageFull, StorageUnavailable: a large state could not be stored; nothing happened.
         """
         commit = await self._numbered(change)
@@ -148,6 +149,8 @@ class Ownership:
             committed = await self._store.sessions.commit(commit)
         except errors.OutcomeUnknown:
             committed = await self._resolve(commit)
+        except (errors.VersionConflict, errors.Fenced) as error:
+            raise await self._versions_lost() or error from None
         self._reach(probes.Point.COMMIT_AFTER, commit)
         self._mirror(commit, change)
         return committed
@@ -157,15 +160,22 @@ class Ownership:
 
         Raises:
             Fenced, StoreUnavailable
+            VersionsLost: the store went back to an earlier state; this process must end.
         """
         # A long tail costs memory of the store; shared storage that fails must not keep the session
         # in a process, too.
         with contextlib.suppress(errors.StorageFull, errors.StorageUnavailable, errors.DataLoss):
             await self.seal_if_longer_than(limits.HOT_EVENTS_ASLEEP_MAX)
         probes.reach(probes.Point.RELEASE_BEFORE, session=str(self.head.key))
-        released = await self._store.sessions.release(
-            self.head.key, epoch=self.head.epoch, nonce=self.head.nonce
-        )
+        try:
+            released = await self._store.sessions.release(
+                self.head.key,
+                epoch=self.head.epoch,
+                nonce=self.head.nonce,
+                expected_version=self.head.version,
+            )
+        except (errors.VersionConflict, errors.Fenced) as error:
+            raise await self._versions_lost() or error from None
         if released:
             probes.reach(probes.Point.RELEASE_AFTER, session=str(self.head.key))
         return released
@@ -326,7 +336,9 @@ class Ownership:
                 await self._clock.sleep(RESOLVE_PAUSE_S * (0.5 + random.random()))  # noqa: S311
                 continue
             landed = acquired.head.commit_id == commit.commit_id
-            self.head, self.reclaimed = acquired.head, True
+            known, self.head, self.reclaimed = self.head, acquired.head, True
+            if acquired.head.version < known.version:
+                raise await self._report_lost(known, acquired.head)
             if landed:
                 return records.Committed(
                     version=acquired.head.version, next_seq=acquired.head.next_seq, duplicate=True
@@ -336,6 +348,35 @@ class Ownership:
                 session=str(commit.key),
             )
         raise errors.OutcomeUnknown(session=str(commit.key))
+
+    async def _versions_lost(self) -> errors.VersionsLost | None:
+        """Return what was lost, None if the store is not behind this owner or cannot be asked."""
+        known = self.head
+        with contextlib.suppress(errors.TorporError):
+            stored = await self._store.sessions.head(known.key)
+            if stored.version >= known.version:
+                return None
+            if stored.owner is None:
+                # The store went back to before the claim.
+                again = msgspec.structs.replace(
+                    self._claim,
+                    observed_epoch=stored.epoch,
+                    observed_incarnation="",
+                    nonce=ids.nonce(),
+                )
+                stored = self.head = (await self._acquire(again)).head
+            return await self._report_lost(known, stored)
+        return None
+
+    async def _report_lost(self, known: records.Head, stored: records.Head) -> errors.VersionsLost:
+        return await rollback.report(
+            self._store.sessions,
+            known=known,
+            stored=stored,
+            mine=stored.nonce == self.head.nonce,
+            outcomes=self.outcomes,
+            at_ms=self._clock.now_ms(),
+        )
 
     def _mirror(self, commit: records.Commit, change: Change) -> None:
         if commit.checkpoint is not None:
@@ -362,38 +403,3 @@ class Ownership:
             for rid, known in self.outcomes.items()
             if known.state is records.OutcomeState.PENDING or known.at_ms >= since_ms
         }
-
-
-def usage_now(before: records.Usage, *, cpu_ms: int, busy_ms: int) -> records.Usage:
-    """Return the session's usage after one more turn that took this much."""
-    return records.Usage(
-        turns=before.turns + 1,
-        cpu_ms=before.cpu_ms + cpu_ms,
-        busy_ms=before.busy_ms + busy_ms,
-        rss_bytes=_rss_bytes(),
-    )
-
-
-def _rss_bytes() -> int:
-    with open("/proc/self/statm", "rb") as file:  # noqa: PTH123 — once a turn: the fast way
-        return int(file.read().split()[1]) * _PAGE_BYTES
-
-
-_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
-
-
-def answer_of(event: messages.Event, *, repeated: bool) -> protocol.Delivered:
-    """Return the reply that an `agent.message` or `agent.error` event holds."""
-    error = None
-    if event.type == messages.AGENT_ERROR:
-        error = protocol.Refusal(
-            reason=str(event.data["reason"]), message=str(event.data["message"]), ids={}
-        )
-    return protocol.Delivered(
-        text=str(event.data.get("text", "")),
-        data=dict(event.data.get("data", {})),
-        seq=event.seq,
-        version=event.version,
-        error=error,
-        repeated=repeated,
-    )

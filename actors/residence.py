@@ -7,7 +7,6 @@ actor.
 import asyncio
 import contextlib
 import logging
-import resource
 import time
 
 import msgspec
@@ -24,6 +23,7 @@ from torpor.actors import (
     slot_board,
     turn_context,
     turn_record,
+    usage,
 )
 from torpor.storage import blobs, digests, records, snapshot, store, workspace_files
 
@@ -137,7 +137,7 @@ class Residence:
                 # What waited before it ended the session here.
                 self._demand_residence()
         if known is not None and known.state is not records.OutcomeState.PENDING:
-            return ownership.answer_of(await self._owned.history.answer(known), repeated=True)
+            return turn_record.reply(await self._owned.history.answer(known), repeated=True)
         if self._owned.head.status is records.Status.PAUSED:
             raise errors.SessionPaused(session=self._key.session)
         return await self._turn(message, body_digest, consumed=())
@@ -181,7 +181,7 @@ class Residence:
         self, message: messages.Message, body_digest: str, *, consumed: tuple[str, ...]
     ) -> protocol.Delivered:
         self._move(lifecycle.Signal.BEGAN)
-        began_s, cpu_before_ms = time.monotonic(), _cpu_ms()
+        began_s, cpu_before_ms = time.monotonic(), usage.cpu_ms()
         ctx = turn_context.TurnContext(
             key=self._key,
             turn=self._owned.head.version + 1,
@@ -200,9 +200,9 @@ class Residence:
         except errors.TorporError:
             await self._spoil()
             raise
-        usage = ownership.usage_now(
+        used = usage.after_turn(
             self._owned.head.usage,
-            cpu_ms=_cpu_ms() - cpu_before_ms,
+            cpu_ms=usage.cpu_ms() - cpu_before_ms,
             busy_ms=int((time.monotonic() - began_s) * 1000),
         )
         change = turn_record.change(
@@ -212,7 +212,7 @@ class Residence:
             printed=self._captures.take(),
             emitted=ctx.emitted,
             consumed=consumed,
-            usage=usage,
+            usage=used,
         )
         committed = await self._commit(change)
         if isinstance(result, agent_thread.TurnResult):
@@ -221,7 +221,7 @@ class Residence:
             # The agent object and the files hold half a turn; only a fresh process has the turn's
             # start.
             await self._spoil()
-        return ownership.answer_of(turn_record.answer(change, committed), repeated=False)
+        return turn_record.reply(turn_record.answer(change, committed), repeated=False)
 
     # --- everything else --------------------------------------------------------------------------
 
@@ -292,8 +292,10 @@ class Residence:
             except (errors.Fenced, errors.SessionDeleted):
                 self._move(lifecycle.Signal.FENCED)
                 raise
-            except errors.TorporError:
+            except errors.TorporError as error:
                 self._move(lifecycle.Signal.CALLED_BACK)
+                if isinstance(error, errors.VersionsLost):
+                    await self._spoil()
                 raise
             if released:
                 self._move(lifecycle.Signal.RELEASED)
@@ -350,9 +352,3 @@ class Residence:
     def _move(self, signal: lifecycle.Signal) -> None:
         self._phase = lifecycle.after(self._phase, signal)
         self._board.show(self._phase, turns_more=signal is lifecycle.Signal.COMMITTED)
-
-
-def _cpu_ms() -> int:
-    used = resource.getrusage(resource.RUSAGE_SELF)
-    children = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return int(1000 * (used.ru_utime + used.ru_stime + children.ru_utime + children.ru_stime))

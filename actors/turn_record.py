@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from torpor import messages
-from torpor.actors import agent_thread, ownership, turn_context
+from torpor.actors import agent_thread, ownership, protocol, turn_context
 from torpor.storage import records
 
 
@@ -67,4 +67,21 @@ def answer(made: ownership.Change, committed: records.Committed) -> messages.Eve
         data=draft.data,
         version=committed.version,
         at_ms=0,
+    )
+
+
+def reply(event: messages.Event, *, repeated: bool) -> protocol.Delivered:
+    """Return the reply that an `agent.message` or `agent.error` event holds."""
+    error = None
+    if event.type == messages.AGENT_ERROR:
+        error = protocol.Refusal(
+            reason=str(event.data["reason"]), message=str(event.data["message"]), ids={}
+        )
+    return protocol.Delivered(
+        text=str(event.data.get("text", "")),
+        data=dict(event.data.get("data", {})),
+        seq=event.seq,
+        version=event.version,
+        error=error,
+        repeated=repeated,
     )

@@ -52,7 +52,7 @@ class Router:
         Raises:
             SessionPaused, SessionBusy, MailboxFull, RequestIdReused, DedupFull
             MessageGivenUp: every process that handled it died.
-            HistoryGap: the session is older than `min_version`: committed turns were lost.
+            VersionsLost: the session is older than `min_version`: committed turns were lost.
             what `reach` raises
         """
         if min_version:
@@ -204,7 +204,7 @@ class Router:
             return
         head = await self._sessions.head(key)
         if head.version < min_version:
-            raise errors.HistoryGap(
+            raise errors.VersionsLost(
                 f"the session is at version {head.version}, but version {min_version} was seen: "
                 "committed turns were lost",
                 session=key.session,

@@ -124,11 +124,15 @@ class MemorySessions:
         if fresh and len(session.outcomes) + len(fresh) > limits.DEDUP_HOT_MAX:
             raise _refusal(errors.DedupFull, commit.key)
 
-    async def release(self, key: records.SessionKey, *, epoch: int, nonce: str) -> bool:
+    async def release(
+        self, key: records.SessionKey, *, epoch: int, nonce: str, expected_version: int
+    ) -> bool:
         """Give up ownership; False while the inbox holds something, unless paused."""
         session = self._owned(key, epoch, nonce)
         if session.head.owner is None:
             raise _refusal(errors.Fenced, key)
+        if session.head.version != expected_version:
+            raise _refusal(errors.VersionConflict, key)
         if session.inbox and session.head.status != records.Status.PAUSED:
             return False
         session.change(nonce="", owner=None)

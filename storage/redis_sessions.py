@@ -133,12 +133,14 @@ class RedisSessions:
         _raise(key, code, *answer[1:])
         raise errors.Internal(f"the commit script answered {code!r}")
 
-    async def release(self, key: records.SessionKey, *, epoch: int, nonce: str) -> bool:
+    async def release(
+        self, key: records.SessionKey, *, epoch: int, nonce: str, expected_version: int
+    ) -> bool:
         """Give up ownership; False while the inbox holds something, unless paused."""
         (answer,) = await scripts.script("release").run(
-            self._wire, (keys.head(key), keys.inbox(key)), (epoch, nonce)
+            self._wire, (keys.head(key), keys.inbox(key)), (epoch, nonce, expected_version)
         )
-        _raise(key, answer[0])
+        _raise(key, *answer)
         return bool(answer[0] == b"OK")
 
     async def vacate(

@@ -62,11 +62,11 @@ class Sessions(Protocol):
         """Make a turn true, all of it or nothing.
 
         Checked in this order, before the first write: exists, epoch and nonce, commit id, version,
-        seqs, consumed items, bounds.
+        seqs, consumed items, bounds, restore point.
 
         Raises:
             Fenced: epoch or nonce differs; the caller must stop.
-            VersionConflict: the version differs.
+            VersionConflict: the version differs, or there is no restore point to go back to.
             SessionDeleted, SessionNotFound
             DedupFull: `DEDUP_HOT_MAX` would be passed.
             ResourceExhausted: there are more than `TURN_EVENTS_MAX` events.
@@ -74,13 +74,27 @@ class Sessions(Protocol):
         """
         ...
 
-    async def release(self, key: records.SessionKey, *, epoch: int, nonce: str) -> bool:
+    async def release(
+        self, key: records.SessionKey, *, epoch: int, nonce: str, expected_version: int
+    ) -> bool:
         """Give up ownership, unless the inbox holds something and the session is not paused.
 
         Then False, and nothing changed.
 
         Raises:
             Fenced: the caller no longer owns it.
+            VersionConflict: the version differs: the store went back to an earlier state.
+            SessionDeleted, SessionNotFound
+        """
+        ...
+
+    async def restore_points(self, key: records.SessionKey) -> list[records.RestorePoint]:
+        """Return the versions that a wake can go back to, newest first, as of one moment.
+
+        At most `RESTORE_POINTS_MAX`. The first is what the head names now, also before the first
+        turn; each of the others is the last version before state or files changed.
+
+        Raises:
             SessionDeleted, SessionNotFound
         """
         ...

@@ -14,7 +14,8 @@
     ├── Aborted              Fenced · VersionConflict
     ├── Unavailable          StoreUnavailable · StoreReadOnly · StorageUnavailable
     │                        · OwnerUnreachable · ActivationFailed · OutcomeUnknown · NodeDraining
-    ├── DataLoss             BlobCorrupt · BlobMissing · CheckpointCorrupt · HistoryGap
+    ├── DataLoss             BlobCorrupt · BlobMissing · CheckpointCorrupt
+    │                        · HistoryGap (VersionsLost)
     ├── DeadlineExceeded
     ├── TurnFailed           StateNotPicklable · TurnTimedOut · WorkspaceUnreadable · MessageGivenUp
     └── Internal
@@ -286,6 +287,10 @@ class CheckpointCorrupt(DataLoss):
 
 class HistoryGap(DataLoss):
     """Events are missing from the history."""
+
+
+class VersionsLost(HistoryGap):
+    """The store went back to an earlier state: what it had acknowledged since is gone."""
 
 
 class DeadlineExceeded(TorporError):

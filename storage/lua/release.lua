@@ -2,12 +2,13 @@
 -- release: the owner gives up ownership. Runs on a full server too: it only frees memory.
 --
 -- KEYS  1 head (hash)   2 inbox (list)
--- ARGV  1 epoch   2 nonce
--- returns {'OK'} | {'WAITING'} the inbox holds something | {'FENCED'} | {'GONE'} | {'NONE'}
+-- ARGV  1 epoch   2 nonce   3 the version as the owner knows it
+-- returns {'OK'} | {'WAITING'} the inbox holds something | {'VERSION', version} the store went back
+--         | {'FENCED'} | {'GONE'} | {'NONE'}
 --
 -- Invariant: what lies in the inbox of a session that is not paused has an owner, or a hint in the wake index.
 
-local head = redis.call('HMGET', KEYS[1], 'd', 'e', 'n', 't')
+local head = redis.call('HMGET', KEYS[1], 'd', 'e', 'n', 't', 'v')
 if head[1] then
   return {'GONE'}
 end
@@ -16,6 +17,9 @@ if not head[2] then
 end
 if head[2] ~= ARGV[1] or head[3] ~= ARGV[2] then
   return {'FENCED'}
+end
+if head[5] ~= ARGV[3] then
+  return {'VERSION', tonumber(head[5])}
 end
 if head[4] ~= 'paused' and redis.call('LLEN', KEYS[2]) > 0 then
   return {'WAITING'}

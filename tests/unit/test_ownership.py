@@ -7,7 +7,7 @@ import msgspec
 import pytest
 
 from torpor import errors, limits, messages
-from torpor.actors import ownership, turn_context
+from torpor.actors import ownership, turn_context, turn_record
 from torpor.storage import local_blobs, memory_store, records, segments
 from torpor.testing import activations
 from torpor.testing.clock import FakeClock
@@ -100,7 +100,7 @@ async def test_requests_are_remembered(owned: ownership.Ownership) -> None:
     known = owned.remembered("a", "body")
     assert known is not None
     assert (known.version, known.seq) == (committed.version, committed.next_seq - 1)
-    answer = ownership.answer_of(await owned.history.answer(known), repeated=True)
+    answer = turn_record.reply(await owned.history.answer(known), repeated=True)
     assert (answer.text, answer.seq, answer.repeated) == ("words", known.seq, True)
     with pytest.raises(errors.RequestIdReused) as refused:
         owned.remembered("a", "other")
@@ -248,26 +248,3 @@ async def test_checkpoint_that_is_not_there(
     later, acquired = await activations.claim(store, blobs, owned.head.key)
     with pytest.raises(errors.CheckpointCorrupt, match="not in the store"):
         later.read_state(msgspec.structs.replace(acquired, inline_state=None))
-
-
-def test_usage_adds_up() -> None:
-    """A turn adds itself, its CPU and its time; memory is the present one."""
-    before = records.Usage(turns=3, cpu_ms=100, busy_ms=1000, rss_bytes=1)
-    now = ownership.usage_now(before, cpu_ms=20, busy_ms=50)
-    assert (now.turns, now.cpu_ms, now.busy_ms) == (4, 120, 1050)
-    assert now.rss_bytes > 1 << 20
-
-
-def test_answer_of_an_error() -> None:
-    """An error event is an answer with reason and message."""
-    event = messages.Event(
-        seq=5,
-        type=messages.AGENT_ERROR,
-        data={"reason": "TURN_FAILED", "message": "no"},
-        version=3,
-        at_ms=0,
-    )
-    answer = ownership.answer_of(event, repeated=False)
-    assert answer.error is not None
-    assert (answer.error.reason, answer.error.message) == ("TURN_FAILED", "no")
-    assert (answer.text, answer.seq, answer.version) == ("", 5, 3)

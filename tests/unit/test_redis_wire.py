@@ -51,7 +51,9 @@ async def test_head_of_a_sleeping_session_is_small(store: redis_store.RedisStore
     await store.sessions.commit(
         store_samples.commit(head, checkpoint=ref, manifest="b3-" + "cd" * 32, usage=usage)
     )
-    assert await store.sessions.release(head.key, epoch=head.epoch, nonce=head.nonce)
+    assert await store.sessions.release(
+        head.key, epoch=head.epoch, nonce=head.nonce, expected_version=head.version + 1
+    )
     name = keys.head(head.key)
     encoding, size_bytes = await store._wire.read(
         ("OBJECT", "ENCODING", name), ("MEMORY", "USAGE", name)

@@ -167,7 +167,9 @@ async def test_full_server_refuses_whole_commits(
         )
     assert await store.sessions.head(head.key) == head
     assert await store.sessions.inbox(head.key) == [store_samples.item("r-1")]
-    assert not await store.sessions.release(head.key, epoch=head.epoch, nonce=head.nonce)
+    assert not await store.sessions.release(
+        head.key, epoch=head.epoch, nonce=head.nonce, expected_version=head.version
+    )
     assert await store.sessions.vacate(head.key, epoch=head.epoch, incarnation="inc-1")
     await store.sessions.delete(head.key)
     with pytest.raises(errors.SessionDeleted):

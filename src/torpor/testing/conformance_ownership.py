@@ -121,7 +121,9 @@ class Ownership:
         with pytest.raises(errors.Fenced):
             await store.sessions.commit(store_samples.commit(old))
         with pytest.raises(errors.Fenced):
-            await store.sessions.release(old.key, epoch=old.epoch, nonce=old.nonce)
+            await store.sessions.release(
+                old.key, epoch=old.epoch, nonce=old.nonce, expected_version=old.version
+            )
         with pytest.raises(errors.Fenced):
             await store.sessions.seal(_seal(old, new_hot_from=2))
         assert not await store.sessions.vacate(old.key, epoch=old.epoch, incarnation="inc-1")
@@ -137,26 +139,44 @@ class Ownership:
     async def test_released_session_has_no_owner(self, store: store.Store) -> None:
         """Release clears the owner and keeps the epoch; the next claim gets a higher one."""
         head = await store_samples.owned(store)
-        assert await store.sessions.release(head.key, epoch=head.epoch, nonce=head.nonce)
+        assert await store.sessions.release(
+            head.key, epoch=head.epoch, nonce=head.nonce, expected_version=head.version
+        )
         free = await store.sessions.head(head.key)
         assert (free.owner, free.nonce, free.epoch) == (None, "", head.epoch)
         with pytest.raises(errors.Fenced):
             await store.sessions.commit(store_samples.commit(head))
         for nonce in (head.nonce, ""):
             with pytest.raises(errors.Fenced):
-                await store.sessions.release(head.key, epoch=head.epoch, nonce=nonce)
+                await store.sessions.release(
+                    head.key, epoch=head.epoch, nonce=nonce, expected_version=head.version
+                )
         again = await store.sessions.acquire(store_samples.claim(free))
         assert again.head.epoch == head.epoch + 1
+
+    async def test_release_at_another_version(self, store: store.Store) -> None:
+        """Nothing is released under another version than the owner's: something was lost."""
+        head = await store_samples.owned(store)
+        for version in (head.version - 1, head.version + 1):
+            with pytest.raises(errors.VersionConflict):
+                await store.sessions.release(
+                    head.key, epoch=head.epoch, nonce=head.nonce, expected_version=version
+                )
+        assert await store.sessions.head(head.key) == head
 
     async def test_release_refuses_while_messages_wait(self, store: store.Store) -> None:
         """An owner cannot leave with something in the inbox, unless the session is paused."""
         head = await store_samples.owned(store)
         await store.sessions.enqueue(head.key, store_samples.item("r-1"))
-        assert not await store.sessions.release(head.key, epoch=head.epoch, nonce=head.nonce)
+        assert not await store.sessions.release(
+            head.key, epoch=head.epoch, nonce=head.nonce, expected_version=head.version
+        )
         assert await store.sessions.head(head.key) == head
         paused = store_samples.commit(head, status=records.Status.PAUSED)
         await store.sessions.commit(paused)
-        assert await store.sessions.release(head.key, epoch=head.epoch, nonce=head.nonce)
+        assert await store.sessions.release(
+            head.key, epoch=head.epoch, nonce=head.nonce, expected_version=head.version + 1
+        )
         assert len(await store.sessions.inbox(head.key)) == 1
 
     async def test_vacate_clears_only_the_named_owner(self, store: store.Store) -> None:
@@ -174,7 +194,9 @@ class Ownership:
     async def test_gateway_pauses_an_evicted_session(self, store: store.Store) -> None:
         """With nobody in office the empty nonce may commit, and only at the observed epoch."""
         head = await store_samples.owned(store)
-        await store.sessions.release(head.key, epoch=head.epoch, nonce=head.nonce)
+        await store.sessions.release(
+            head.key, epoch=head.epoch, nonce=head.nonce, expected_version=head.version
+        )
         free = await store.sessions.head(head.key)
         await store.sessions.commit(store_samples.commit(free, status=records.Status.PAUSED))
         assert (await store.sessions.head(head.key)).status is records.Status.PAUSED

@@ -149,4 +149,6 @@ class Sessions:
         with pytest.raises(errors.SessionDeleted):
             await store.sessions.acquire(store_samples.claim(head))
         with pytest.raises(errors.SessionDeleted):
-            await store.sessions.release(head.key, epoch=head.epoch, nonce=head.nonce)
+            await store.sessions.release(
+                head.key, epoch=head.epoch, nonce=head.nonce, expected_version=head.version
+            )

@@ -249,7 +249,12 @@ class InProcessCluster:
 
     async def _release(self, node: Node, key: records.SessionKey) -> None:
         epoch, nonce = node.residents.pop(key)
-        await self._store.sessions.release(key, epoch=epoch, nonce=nonce)
+        await self._store.sessions.release(
+            key,
+            epoch=epoch,
+            nonce=nonce,
+            expected_version=(await self._store.sessions.head(key)).version,
+        )
 
     async def _turn(
         self,

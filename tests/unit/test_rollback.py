@@ -1,0 +1,171 @@
+"""A store that goes back in time: it failed over to a replica that lacks the last writes."""
+
+import pathlib
+from collections.abc import AsyncIterator, Callable
+
+import pytest
+import redis
+
+from torpor import errors, messages
+from torpor.actors import ownership, rollback, turn_context
+from torpor.storage import local_blobs, records, redis_store
+from torpor.testing import activations, store_samples, valkey
+
+
+@pytest.fixture
+def blob_store(tmp_path: pathlib.Path) -> local_blobs.LocalBlobStore:
+    """An empty blob store."""
+    return local_blobs.LocalBlobStore(tmp_path / "blobs")
+
+
+class Past:
+    """Takes everything that the store holds back to an earlier moment."""
+
+    def __init__(self, server: valkey.Server) -> None:
+        self._redis = redis.Redis(port=server.port)
+        self._dumps = {name: self._redis.dump(name) for name in self._redis.scan_iter()}
+
+    def bring_back(self) -> None:
+        """Let the store hold what it held when this was made."""
+        self._redis.flushall()
+        for name, dump in self._dumps.items():
+            self._redis.restore(name, 0, dump)
+
+
+@pytest.fixture
+def past(own_store_server: valkey.Server) -> Callable[[], Past]:
+    """Makes a `Past` of the server."""
+    return lambda: Past(own_store_server)
+
+
+@pytest.fixture
+async def store(own_store_server: valkey.Server) -> AsyncIterator[redis_store.RedisStore]:
+    """A store on a server of the test's own."""
+    opened = redis_store.open(store_samples.deployment_at(own_store_server.url))
+    yield opened
+    await opened.close()
+
+
+def _turn(request_id: str) -> ownership.Change:
+    draft = turn_context.Draft(type=messages.AGENT_MESSAGE, data={"text": request_id})
+    return ownership.Change(
+        drafts=(draft,), state=request_id.encode(), request_id=request_id, body_digest="d"
+    )
+
+
+async def _events(owned: ownership.Ownership) -> list[messages.Event]:
+    return await owned.history.read(0, 100)
+
+
+async def test_the_owner_reports_what_is_lost(
+    store: redis_store.RedisStore, blob_store: local_blobs.LocalBlobStore, past: Callable[[], Past]
+) -> None:
+    """The next commit is refused, and the history names the lost versions and requests."""
+    key = await activations.new_session(store)
+    owned, _ = await activations.claim(store, blob_store, key)
+    await owned.commit(_turn("kept"))
+    before = past()
+    await owned.commit(_turn("lost-1"))
+    await owned.commit(_turn("lost-2"))
+    before.bring_back()
+    with pytest.raises(errors.VersionsLost, match="from version 4 to 2"):
+        await owned.commit(_turn("new"))
+    *_, answer, report = await _events(owned)
+    assert answer.data["text"] == "kept"
+    assert (report.type, report.version, report.seq) == (messages.SESSION_RECOVERED, 3, 3)
+    assert report.data == {
+        "reason": rollback.REASON,
+        "from_version": 4,
+        "to_version": 2,
+        "lost": {"versions": [3, 4], "events": [3, 4], "requests": ["lost-1", "lost-2"]},
+    }
+    # A fresh process finds the state of the version that is left, and goes on.
+    await owned.abandon()
+    later, acquired = await activations.claim(store, blob_store, key)
+    assert bytes(later.read_state(acquired) or b"") == b"kept"
+    assert (await later.commit(_turn("new"))).version == 4
+
+
+async def test_release_reports_it_too(
+    store: redis_store.RedisStore, blob_store: local_blobs.LocalBlobStore, past: Callable[[], Past]
+) -> None:
+    """A session is not put to sleep over a version that its owner knows to be lost."""
+    key = await activations.new_session(store)
+    owned, _ = await activations.claim(store, blob_store, key)
+    before = past()
+    await owned.commit(_turn("lost"))
+    before.bring_back()
+    with pytest.raises(errors.VersionsLost):
+        await owned.release()
+    assert (await _events(owned))[-1].data["lost"]["requests"] == ["lost"]
+
+
+async def test_a_lost_claim_is_made_again(
+    store: redis_store.RedisStore, blob_store: local_blobs.LocalBlobStore, past: Callable[[], Past]
+) -> None:
+    """The store goes back to before the claim: the owner claims again, to report and to end."""
+    key = await activations.new_session(store)
+    before = past()
+    owned, _ = await activations.claim(store, blob_store, key)
+    await owned.commit(_turn("lost"))
+    before.bring_back()
+    with pytest.raises(errors.VersionsLost):
+        await owned.commit(_turn("new"))
+    assert (await _events(owned))[-1].type == messages.SESSION_RECOVERED
+    await owned.abandon()
+    assert (await store.sessions.head(key)).owner is None
+
+
+async def test_another_owner_is_left_alone(
+    store: redis_store.RedisStore, blob_store: local_blobs.LocalBlobStore, past: Callable[[], Past]
+) -> None:
+    """Whoever claimed the session in the store's new present is not written over."""
+    key = await activations.new_session(store)
+    before = past()
+    owned, _ = await activations.claim(store, blob_store, key)
+    await owned.commit(_turn("lost"))
+    before.bring_back()
+    second, _ = await activations.claim(store, blob_store, key)
+    with pytest.raises(errors.VersionsLost):
+        await owned.commit(_turn("new"))
+    head = await store.sessions.head(key)
+    assert (head.version, head.nonce) == (1, second.head.nonce)
+    assert (await second.commit(_turn("new"))).version == 2
+
+
+async def test_lost_with_the_answer(
+    store: redis_store.RedisStore,
+    blob_store: local_blobs.LocalBlobStore,
+    past: Callable[[], Past],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The store dies with a commit under way and comes back without it and the one before."""
+    key = await activations.new_session(store)
+    owned, _ = await activations.claim(store, blob_store, key)
+    before = past()
+    await owned.commit(_turn("lost"))
+
+    async def die(commit: records.Commit) -> records.Committed:
+        before.bring_back()
+        monkeypatch.undo()
+        raise errors.OutcomeUnknown(session=commit.key.session)
+
+    monkeypatch.setattr(store.sessions, "commit", die)
+    with pytest.raises(errors.VersionsLost):
+        await owned.commit(_turn("under way"))
+    assert (await _events(owned))[-1].data["lost"]["requests"] == ["lost"]
+    await owned.abandon()
+    assert (await store.sessions.head(key)).owner is None
+
+
+async def test_no_loss_is_made_up(
+    store: redis_store.RedisStore, blob_store: local_blobs.LocalBlobStore
+) -> None:
+    """An owner that was taken over while it slept is fenced, and nothing is reported."""
+    key = await activations.new_session(store)
+    owned, _ = await activations.claim(store, blob_store, key)
+    second, _ = await activations.claim(store, blob_store, key)
+    await second.commit(_turn("theirs"))
+    with pytest.raises(errors.Fenced):
+        await owned.commit(_turn("mine"))
+    assert messages.SESSION_RECOVERED not in [event.type for event in await _events(second)]
