@@ -308,6 +308,8 @@ class NodeAgent:
             incarnation=self._incarnation,
             ttl_ms=self._place.lease_ttl_ms,
             on_lapse=functools.partial(loop.call_soon_threadsafe, self._lapsed.set),
+            # A former term's keeper may get its answer from this one: the loop runs all the same.
+            knock=functools.partial(loop.call_soon_threadsafe, lambda: self._keeper.answer()),
         )
         self._keeper.start()
         try:

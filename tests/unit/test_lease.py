@@ -35,7 +35,9 @@ class Renewals:
         return answer
 
 
-def _keeper(renewals: Renewals) -> tuple[lease.LeaseKeeper, threading.Event]:
+def _keeper(
+    renewals: Renewals, *, hangs: bool = False
+) -> tuple[lease.LeaseKeeper, threading.Event]:
     lapsed = threading.Event()
 
     def open_store() -> memory_store.MemoryStore:
@@ -44,7 +46,13 @@ def _keeper(renewals: Renewals) -> tuple[lease.LeaseKeeper, threading.Event]:
         return opened
 
     keeper = lease.LeaseKeeper(
-        open_store, node="node", incarnation="inc", ttl_ms=TTL_MS, on_lapse=lapsed.set
+        open_store,
+        node="node",
+        incarnation="inc",
+        ttl_ms=TTL_MS,
+        on_lapse=lapsed.set,
+        knock=lambda: None if hangs else keeper.answer(),
+        silence_max_s=0.0 if hangs else lease.SILENCE_MAX_S,
     )
     keeper.start()
     return keeper, lapsed
@@ -82,6 +90,16 @@ def test_lapsed_lease_is_never_renewed_again() -> None:
     assert lapsed.wait(PATIENCE_S)
     assert _joined(keeper)
     assert renewals.asked == 2
+
+
+def test_an_agent_that_hangs_loses_its_lease(caplog: pytest.LogCaptureFixture) -> None:
+    """Nobody answers the knock: the lease is renewed no more, so that others may take over."""
+    renewals = Renewals()
+    keeper, lapsed = _keeper(renewals, hangs=True)
+    assert lapsed.wait(PATIENCE_S)
+    assert _joined(keeper)
+    assert renewals.asked == 0
+    assert "agent hangs" in caplog.text
 
 
 def test_what_nobody_expected_ends_the_term(caplog: pytest.LogCaptureFixture) -> None:
