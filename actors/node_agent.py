@@ -70,6 +70,7 @@ class NodeAgent:
         self._incarnation = ""
         self._starting = asyncio.Lock()
         self._in_office = False
+        self._keeper: lease.LeaseKeeper
         self._store = redis_store.open(place)
 
     async def start(self) -> str:
