@@ -68,8 +68,9 @@ class Witness(torpor.Agent):
             self.ballast = os.urandom(kib << 10)
             (ctx.workspace / BALLAST_FILE).write_bytes(os.urandom(kib << 10))
         if path := message.data.get("wait"):
-            while not await asyncio.to_thread(pathlib.Path(path).exists):
-                await asyncio.sleep(WAIT_PAUSE_S)  # noqa: ASYNC110 - another process makes the file
+            # Another process makes the file; no event tells of it.
+            while not await asyncio.to_thread(pathlib.Path(path).exists):  # noqa: ASYNC110
+                await asyncio.sleep(WAIT_PAUSE_S)
         return torpor.Reply(data=self._counted(ctx, n, chain))
 
     async def _append(self, ctx: torpor.Context, token: str, n: int, chain: str) -> None:
