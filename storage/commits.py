@@ -22,3 +22,5 @@ def check(commit: records.Commit) -> None:
     inline = commit.checkpoint is not None and commit.checkpoint.inline
     if commit.inline_state is not None and not inline:
         raise errors.Internal("an inline state needs a checkpoint that says it is inline")
+    if inline and commit.inline_state is None and not commit.back_to:
+        raise errors.Internal("a checkpoint that says it is inline needs its envelope")

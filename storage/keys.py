@@ -31,9 +31,9 @@ def dedup(key: records.SessionKey) -> str:
     return f"{{{key}}}:dedup"
 
 
-def state(key: records.SessionKey) -> str:
-    """String: the state's envelope, if it is small."""
-    return f"{{{key}}}:state"
+def checkpoints(key: records.SessionKey) -> str:
+    """List: the newest state's envelope, if it is small, then restore points and theirs."""
+    return f"{{{key}}}:checkpoints"
 
 
 def live(key: records.SessionKey) -> str:

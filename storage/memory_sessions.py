@@ -20,10 +20,38 @@ class _Session:
         self.inbox: list[records.InboxItem] = []
         self.outcomes: dict[str, records.Outcome] = {}
         self.state: bytes | None = None
+        #: Without the newest.
+        self.points: list[records.RestorePoint] = []
         self.deleted = False
 
     def change(self, **fields: Any) -> None:
         self.head = msgspec.structs.replace(self.head, **fields)
+
+    def restore_points(self) -> list[records.RestorePoint]:
+        head = self.head
+        newest = records.RestorePoint(
+            version=head.version,
+            next_seq=head.next_seq,
+            checkpoint=head.checkpoint,
+            manifest=head.manifest,
+            at_ms=head.updated_ms,
+            inline_state=self.state,
+        )
+        return [newest, *self.points]
+
+    def make_way(self, commit: records.Commit) -> None:
+        """Keep what the head names as a restore point, or forget it and what a commit skips."""
+        points = self.restore_points()
+        if commit.back_to:
+            while points[0].version != commit.back_to:
+                del points[0]
+            self.state = points[0].inline_state
+        if commit.back_to or self.head.checkpoint is None:
+            del points[0]
+        self.points = points[: limits.RESTORE_POINTS_MAX - 1]
+        in_blob = commit.checkpoint is not None and not commit.checkpoint.inline
+        if commit.inline_state is not None or in_blob:
+            self.state = commit.inline_state
 
 
 class MemorySessions:
@@ -93,8 +121,8 @@ class MemorySessions:
         session.hot += commit.events
         session.outcomes.update(commit.outcomes)
         del session.inbox[: len(commit.consumed)]
-        if commit.checkpoint is not None:
-            session.state = commit.inline_state
+        if commit.checkpoint is not None or commit.manifest is not None:
+            session.make_way(commit)
         given = {
             name: value
             for name in ("checkpoint", "manifest", "status", "usage")
@@ -123,6 +151,9 @@ class MemorySessions:
             raise _refusal(errors.VersionConflict, commit.key)
         if fresh and len(session.outcomes) + len(fresh) > limits.DEDUP_HOT_MAX:
             raise _refusal(errors.DedupFull, commit.key)
+        kept = {point.version for point in session.restore_points()}
+        if commit.back_to and commit.back_to not in kept:
+            raise _refusal(errors.VersionConflict, commit.key)
 
     async def release(
         self, key: records.SessionKey, *, epoch: int, nonce: str, expected_version: int
@@ -136,7 +167,12 @@ class MemorySessions:
         if session.inbox and session.head.status != records.Status.PAUSED:
             return False
         session.change(nonce="", owner=None)
+        del session.points[limits.RESTORE_POINTS_ASLEEP_MAX - 1 :]
         return True
+
+    async def restore_points(self, key: records.SessionKey) -> list[records.RestorePoint]:
+        """Return the versions that a wake can go back to, newest first, as of one moment."""
+        return self._living(key).restore_points()
 
     async def vacate(
         self, key: records.SessionKey, *, epoch: int, incarnation: str, died: bool = True
@@ -209,7 +245,7 @@ class MemorySessions:
         if not session.deleted:
             session.deleted = True
             session.hot, session.inbox, session.outcomes = [], [], {}
-            session.state = None
+            session.state, session.points = None, []
             self._nudge(key, b"c")
 
     def _living(self, key: records.SessionKey) -> _Session:

@@ -86,6 +86,16 @@ def changed_head(commit: records.Commit) -> list[Argument]:
     return changed
 
 
+def changed_state(commit: records.Commit) -> bytes:
+    """Return what a commit does to the newest state, as the commit script reads it."""
+    if commit.inline_state is not None:
+        return b"+" + commit.inline_state
+    if commit.checkpoint is not None and not commit.checkpoint.inline:
+        return b"-"
+    # A commit that goes back to a restore point finds its envelope beside it.
+    return b"" if commit.checkpoint is None and commit.manifest is None else b"="
+
+
 def head(key: records.SessionKey, reply: Sequence[bytes]) -> records.Head:
     """Return the head of an `HGETALL` reply.
 
@@ -118,6 +128,42 @@ def head(key: records.SessionKey, reply: Sequence[bytes]) -> records.Head:
         created_ms=int(fields[b"cm"]),
         updated_ms=int(fields[b"um"]),
     )
+
+
+#: The head's fields that a restore point keeps, in their order in the list of checkpoints.
+_POINT = (b"v", b"s", b"um", b"k", b"ks", b"ko", b"m")
+
+
+def last_index(points: int) -> int:
+    """Return the last index of a list of checkpoints that holds so many, with the newest."""
+    return (len(_POINT) + 1) * (points - 1)
+
+
+def restore_points(head: records.Head, kept: Sequence[bytes]) -> list[records.RestorePoint]:
+    """Return what the head names, then what the list of checkpoints holds beside its envelope."""
+    points = [
+        records.RestorePoint(
+            version=head.version,
+            next_seq=head.next_seq,
+            checkpoint=head.checkpoint,
+            manifest=head.manifest,
+            at_ms=head.updated_ms,
+            inline_state=(kept[0] or None) if kept else None,
+        )
+    ]
+    for start in range(1, len(kept), len(_POINT) + 1):
+        fields = dict(zip(_POINT, kept[start:], strict=False))
+        points.append(
+            records.RestorePoint(
+                version=int(fields[b"v"]),
+                next_seq=int(fields[b"s"]),
+                checkpoint=_checkpoint(fields),
+                manifest=digest_of(fields[b"m"]),
+                at_ms=int(fields[b"um"]),
+                inline_state=kept[start + len(_POINT)] or None,
+            )
+        )
+    return points
 
 
 def _owner(fields: Mapping[bytes, bytes]) -> records.Owner | None:

@@ -52,6 +52,22 @@ class CheckpointRef(msgspec.Struct, frozen=True, kw_only=True):
     inline: bool
 
 
+class RestorePoint(msgspec.Struct, frozen=True, kw_only=True):
+    """A version that a wake can go back to: what the head named while it was the newest."""
+
+    version: int
+    #: What the head's `next_seq` was: history up to here is of this version.
+    next_seq: int
+    #: None before the first turn.
+    checkpoint: CheckpointRef | None
+    #: Digest of the workspace's root manifest; empty for an empty workspace.
+    manifest: str
+    #: The committer's wall clock, for people.
+    at_ms: int
+    #: The envelope, if `checkpoint.inline`.
+    inline_state: bytes | None
+
+
 class Usage(msgspec.Struct, frozen=True, kw_only=True):
     """What the session has used so far; placement expects more of the same."""
 
@@ -174,9 +190,13 @@ class Commit(msgspec.Struct, frozen=True, kw_only=True):
     #: With the seqs that follow the head's `next_seq` without a gap.
     events: Sequence[messages.Event] = ()
     checkpoint: CheckpointRef | None = None
-    #: The envelope, if it goes into Redis; required when `checkpoint.inline`.
+    #: The envelope, if it goes into Redis; required when `checkpoint.inline`, except that a commit
+    #: which goes back finds that of its restore point there.
     inline_state: bytes | None = None
     manifest: str | None = None
+    #: The version of the restore point whose state this commit makes the newest again; that point
+    #: and those after it, which are damaged, are forgotten. 0 for an ordinary commit.
+    back_to: int = 0
     status: Status | None = None
     usage: Usage | None = None
     #: request id → what became of it.

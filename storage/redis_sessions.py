@@ -96,7 +96,7 @@ class RedisSessions:
             # They are not one transaction. The head comes last: if the claim still stands in it,
             # nobody else wrote anything in between.
             then=(
-                ("GET", keys.state(key)),
+                ("LINDEX", keys.checkpoints(key), 0),
                 ("XRANGE", keys.hot(key), "-", "+"),
                 ("LRANGE", keys.inbox(key), 0, -1),
                 ("HGETALL", keys.dedup(key)),
@@ -109,7 +109,7 @@ class RedisSessions:
             raise errors.Fenced(tenant=key.tenant, session=key.session)
         return records.Acquired(
             head=taken,
-            inline_state=state,
+            inline_state=state or None,
             hot=record_codec.hot_events(hot),
             inbox=record_codec.items(inbox),
             outcomes=record_codec.outcomes_of(dedup),
@@ -121,7 +121,13 @@ class RedisSessions:
         key = commit.key
         (answer,) = await scripts.script("commit").run(
             self._wire,
-            (keys.head(key), keys.hot(key), keys.inbox(key), keys.dedup(key), keys.state(key)),
+            (
+                keys.head(key),
+                keys.hot(key),
+                keys.inbox(key),
+                keys.dedup(key),
+                keys.checkpoints(key),
+            ),
             _commit_arguments(commit),
             lost=errors.OutcomeUnknown,
         )
@@ -138,10 +144,24 @@ class RedisSessions:
     ) -> bool:
         """Give up ownership; False while the inbox holds something, unless paused."""
         (answer,) = await scripts.script("release").run(
-            self._wire, (keys.head(key), keys.inbox(key)), (epoch, nonce, expected_version)
+            self._wire,
+            (keys.head(key), keys.inbox(key), keys.checkpoints(key)),
+            (
+                epoch,
+                nonce,
+                expected_version,
+                record_codec.last_index(limits.RESTORE_POINTS_ASLEEP_MAX),
+            ),
         )
         _raise(key, *answer)
         return bool(answer[0] == b"OK")
+
+    async def restore_points(self, key: records.SessionKey) -> list[records.RestorePoint]:
+        """Return the versions that a wake can go back to, newest first, as of one moment."""
+        ((head, kept),) = await scripts.script("restore_points").run(
+            self._wire, (keys.head(key), keys.checkpoints(key)), (), write=False
+        )
+        return record_codec.restore_points(record_codec.head(key, head), kept)
 
     async def vacate(
         self, key: records.SessionKey, *, epoch: int, incarnation: str, died: bool = True
@@ -219,7 +239,13 @@ class RedisSessions:
         """Leave a tombstone with a higher epoch, so that no owner can write again. Idempotent."""
         (answer,) = await scripts.script("delete").run(
             self._wire,
-            (keys.head(key), keys.hot(key), keys.inbox(key), keys.dedup(key), keys.state(key)),
+            (
+                keys.head(key),
+                keys.hot(key),
+                keys.inbox(key),
+                keys.dedup(key),
+                keys.checkpoints(key),
+            ),
             (keys.live(key),),
         )
         # After a refusal the index is left alone: a `create` on its way has its entry there.
@@ -228,9 +254,6 @@ class RedisSessions:
 
 
 def _commit_arguments(commit: records.Commit) -> list[record_codec.Argument]:
-    state: bytes = b""
-    if commit.checkpoint is not None:
-        state = b"-" if commit.inline_state is None else b"+" + commit.inline_state
     fields = record_codec.changed_head(commit)
     arguments: list[record_codec.Argument] = [
         commit.epoch,
@@ -240,11 +263,13 @@ def _commit_arguments(commit: records.Commit) -> list[record_codec.Argument]:
         commit.events[0].seq if commit.events else 0,
         limits.DEDUP_HOT_MAX,
         keys.live(commit.key),
-        state,
+        record_codec.changed_state(commit),
         len(fields),
         len(commit.events),
         len(commit.outcomes),
         len(commit.consumed),
+        commit.back_to,
+        record_codec.last_index(limits.RESTORE_POINTS_MAX),
         *fields,
     ]
     arguments += [record_codec.event(event) for event in commit.events]
@@ -261,6 +286,7 @@ _REFUSALS: dict[bytes, tuple[type[errors.TorporError], str | None]] = {
     b"VERSION": (errors.VersionConflict, "the session is at version {0}"),
     b"SEQ": (errors.VersionConflict, "the session's next seq is {0}"),
     b"INBOX": (errors.VersionConflict, "{0} is not the next item of the inbox"),
+    b"POINT": (errors.VersionConflict, "there is no restore point of that version"),
     b"MOVED": (errors.VersionConflict, "hot begins at seq {0}"),
     b"RANGE": (errors.Internal, "the boundary of hot would leave the history"),
     b"FULL": (errors.InboxFull, None),

@@ -1,18 +1,23 @@
 #!lua
 -- commit: one turn becomes true, all of it or nothing.
 --
--- KEYS  1 head (hash)   2 hot (stream)   3 inbox (list)   4 dedup (hash)   5 state (string)
+-- KEYS  1 head (hash)   2 hot (stream)   3 inbox (list)   4 dedup (hash)   5 checkpoints (list)
 -- ARGV  1 epoch   2 nonce, '' when nobody owns it   3 expected version   4 commit id
---       5 first seq   6 most dedup entries   7 live channel   8 inline state: '' keep, '-' drop, '+…' set
---       9 arguments of head   10 events   11 outcomes   12 consumed items
+--       5 first seq   6 most dedup entries   7 live channel   8 '' neither files nor state change,
+--       '=' files do, '-' the state does and lies in a blob, '+…' it does and this is its envelope
+--       9 arguments of head   10 events   11 outcomes   12 consumed items   13 restore point to go back to, '0'
+--       for none   14 last index of checkpoints
 --       then: head's field, value pairs; events, encoded; request id, outcome pairs; request ids
 -- returns {'OK', version, next_seq} | {'DUPLICATE', version, next_seq} | {'FENCED'} | {'GONE'} | {'NONE'}
---         | {'VERSION', version} | {'SEQ', next_seq} | {'INBOX', request id} | {'DEDUP'}
+--         | {'VERSION', version} | {'SEQ', next_seq} | {'INBOX', request id} | {'DEDUP'} | {'POINT'}
+--
+-- Checkpoints is the newest state's envelope, '' when it is a blob; then for each restore point, newest first,
+-- what the head's v s um k ks ko m were, and the envelope.
 --
 -- Invariants: everything is checked before the first write, since a script is not rolled back. Versions
 -- and seqs are gap-free. Leases and clocks are not looked at: epoch and nonce alone decide.
 
-local head = redis.call('HMGET', KEYS[1], 'd', 'e', 'n', 'c', 'v', 's')
+local head = redis.call('HMGET', KEYS[1], 'd', 'e', 'n', 'c', 'v', 's', 'um', 'k', 'ks', 'ko', 'm')
 if head[1] then
   return {'GONE'}
 end
@@ -34,7 +39,7 @@ end
 
 local fields, events = tonumber(ARGV[9]), tonumber(ARGV[10])
 local outcomes, consumed = tonumber(ARGV[11]), tonumber(ARGV[12])
-local fields_at = 13
+local fields_at = 15
 local events_at = fields_at + fields
 local outcomes_at = events_at + events
 local consumed_at = outcomes_at + 2 * outcomes
@@ -58,6 +63,16 @@ end
 if fresh > 0 and redis.call('HLEN', KEYS[4]) + fresh > tonumber(ARGV[6]) then
   return {'DEDUP'}
 end
+local back, skipped = ARGV[13], 0
+if back ~= '0' and back ~= head[5] then
+  repeat
+    local point = redis.call('LINDEX', KEYS[5], skipped + 1)
+    if not point then
+      return {'POINT'}
+    end
+    skipped = skipped + 8
+  until point == back
+end
 
 for i = 0, events - 1 do
   redis.call('XADD', KEYS[2], string.format('%.0f-0', next_seq + i), 'e', ARGV[events_at + i])
@@ -68,11 +83,14 @@ end
 if consumed > 0 then
   redis.call('LTRIM', KEYS[3], consumed, -1)
 end
-local state = string.sub(ARGV[8], 1, 1)
-if state == '+' then
-  redis.call('SET', KEYS[5], string.sub(ARGV[8], 2))
-elseif state == '-' then
-  redis.call('DEL', KEYS[5])
+if ARGV[8] ~= '' then
+  redis.call('LTRIM', KEYS[5], skipped, -1)
+  local newest = redis.call('LPOP', KEYS[5]) or ''
+  if back == '0' and head[8] then
+    redis.call('LPUSH', KEYS[5], newest, head[11] or '', head[10], head[9], head[8], head[7], head[6], head[5])
+  end
+  redis.call('LPUSH', KEYS[5], ARGV[8] == '=' and newest or string.sub(ARGV[8], 2))
+  redis.call('LTRIM', KEYS[5], 0, ARGV[14])
 end
 version, next_seq = version + 1, next_seq + events
 redis.call('HSET', KEYS[1], 'v', string.format('%.0f', version), 's', string.format('%.0f', next_seq),

@@ -1,7 +1,7 @@
 #!lua flags=allow-oom
 -- delete: leaves a tombstone. Runs on a full server too: it frees memory.
 --
--- KEYS  1 head (hash)   2 hot (stream)   3 inbox (list)   4 dedup (hash)   5 state (string)
+-- KEYS  1 head (hash)   2 hot (stream)   3 inbox (list)   4 dedup (hash)   5 checkpoints (list)
 -- ARGV  1 live channel
 -- returns {'OK'} | {'NONE'}
 --

@@ -1,8 +1,8 @@
 #!lua flags=allow-oom
 -- release: the owner gives up ownership. Runs on a full server too: it only frees memory.
 --
--- KEYS  1 head (hash)   2 inbox (list)
--- ARGV  1 epoch   2 nonce   3 the version as the owner knows it
+-- KEYS  1 head (hash)   2 inbox (list)   3 checkpoints (list)
+-- ARGV  1 epoch   2 nonce   3 the version as the owner knows it   4 last index of checkpoints
 -- returns {'OK'} | {'WAITING'} the inbox holds something | {'VERSION', version} the store went back
 --         | {'FENCED'} | {'GONE'} | {'NONE'}
 --
@@ -25,4 +25,5 @@ if head[4] ~= 'paused' and redis.call('LLEN', KEYS[2]) > 0 then
   return {'WAITING'}
 end
 redis.call('HDEL', KEYS[1], 'n', 'on', 'oi', 'oa')
+redis.call('LTRIM', KEYS[3], 0, ARGV[4])
 return {'OK'}

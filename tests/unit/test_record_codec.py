@@ -49,5 +49,5 @@ def test_entries_begin_with_what_scripts_compare() -> None:
 def test_keys_of_a_session_share_their_slot() -> None:
     """Every key of a session, and its channel, carry the tag that decides the slot."""
     key = records.SessionKey("acme", "chat")
-    for name in (keys.head, keys.hot, keys.inbox, keys.dedup, keys.state, keys.live):
+    for name in (keys.head, keys.hot, keys.inbox, keys.dedup, keys.checkpoints, keys.live):
         assert name(key).startswith("{acme/chat}:")

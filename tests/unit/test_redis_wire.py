@@ -70,5 +70,5 @@ async def test_keys_of_ownership_never_expire(
     assert store_server.call("TTL", keys.head(head.key)) == ":-1"
     await store.sessions.delete(head.key)
     assert store_server.call("TTL", keys.head(head.key)) == ":-1"
-    for gone in (keys.hot, keys.inbox, keys.dedup, keys.state):
+    for gone in (keys.hot, keys.inbox, keys.dedup, keys.checkpoints):
         assert store_server.call("EXISTS", gone(head.key)) == ":0"

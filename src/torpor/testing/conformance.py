@@ -16,6 +16,7 @@ from torpor.testing import (
     conformance_feed,
     conformance_nodes,
     conformance_ownership,
+    conformance_restore_points,
     conformance_sessions,
 )
 
@@ -24,6 +25,7 @@ class StoreConformance(
     conformance_sessions.Sessions,
     conformance_ownership.Ownership,
     conformance_commits.Commits,
+    conformance_restore_points.RestorePoints,
     conformance_nodes.Nodes,
     conformance_catalog.Catalog,
     conformance_feed.WakeAndFeed,
