@@ -16,7 +16,7 @@ from typing import Self, TypeVar
 import blake3
 
 from torpor import errors, ids, limits, probes
-from torpor.storage import digests, disk_files
+from torpor.storage import digests, disk_files, quarantine
 
 #: Syncs at the same time: a thread waits for the disk, not for the CPU, and a journal takes what is
 #: synced together in one go. Past eight a local disk gains nothing.
@@ -89,7 +89,13 @@ class LocalBlobStore:
         path = _path(self._folder(tenant), digest)
         probes.reach(probes.Point.BLOB_READ, digest=digest)
         try:
-            yield from disk_files.read_pieces(path)
+            try:
+                yield from disk_files.read_pieces(path)
+            except FileNotFoundError:
+                # What `fsck` took for an orphan comes back when somebody needs it.
+                if not quarantine.put_back(self._root / tenant, digest):
+                    raise
+                yield from disk_files.read_pieces(path)
         except FileNotFoundError as error:
             raise errors.BlobMissing(digest=digest) from error
         except OSError as error:

@@ -7,6 +7,7 @@ from torpor.storage import (
     redis_catalog,
     redis_durability,
     redis_feed,
+    redis_inspection,
     redis_nodes,
     redis_sessions,
     redis_wake,
@@ -29,6 +30,8 @@ class RedisStore:
         self.nodes = redis_nodes.RedisNodes(wire)
         self.catalog = redis_catalog.RedisCatalog(wire)
         self.feed = redis_feed.RedisFeed(wire)
+        #: For checks alone: it is no part of the protocol.
+        self.inspection = redis_inspection.RedisInspection(wire)
 
     async def check_durability(self) -> Sequence[str]:
         """Return notes on what could not be determined; raise if the level is not reached."""
