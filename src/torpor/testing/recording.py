@@ -117,6 +117,14 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         return f"{self.tenant}/{self.session}"
 
 
+class Sent(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a token went, and when first."""
+
+    #: `tenant/session`; of a foreign operation under the tenant who tried.
+    key: str
+    begun_s: float
+
+
 class Recorder:
     """Append-only record of operations: in memory, and in a file that survives this process."""
 
@@ -130,8 +138,7 @@ class Recorder:
         self.operations: list[Operation] = []
         #: Those under way, by id.
         self.under_way: dict[int, Operation] = {}
-        #: token → `tenant/session` that it was sent to.
-        self.sent: dict[str, str] = {}
+        self.sent: dict[str, Sent] = {}
         self._count = 0
 
     def now_s(self) -> float:
@@ -159,10 +166,10 @@ class Recorder:
             begun_s=self._monotonic_s(),
             **fields,
         )
-        if operation.token and self.sent.setdefault(operation.token, operation.key) != (
-            operation.key
-        ):
-            raise ValueError(f"token {operation.token} was sent to another session before")
+        if operation.token:
+            sent = Sent(key=operation.key, begun_s=operation.begun_s)
+            if self.sent.setdefault(operation.token, sent).key != operation.key:
+                raise ValueError(f"token {operation.token} was sent to another session before")
         self.under_way[operation.id] = operation
         self._write(operation)
         return operation

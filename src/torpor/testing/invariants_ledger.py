@@ -1,0 +1,317 @@
+"""One session's operations against its history, again and again, each of them judged once."""
+
+import collections
+import math
+from collections.abc import Collection, Iterable, Mapping
+
+from torpor import errors, messages, probes
+from torpor.testing import invariants_claims, invariants_order, invariants_story, recording
+from torpor.testing.recording import Ending, Kind, Operation
+from torpor.testing.violations import Invariant, Loss, Violation
+
+#: Operations that are answered by a turn, whose reply is an event.
+TURNS = (Kind.APPEND, Kind.READ)
+#: Operations that are told the session's newest event and version.
+LOOKS = (Kind.GET, Kind.EVENTS, Kind.EVICT, Kind.PAUSE, Kind.RESUME)
+#: What a client is told when the store went back to before what it had seen.
+LOST = (errors.HistoryGap.reason, errors.VersionsLost.reason)
+
+
+class SessionLedger:
+    """What is known of one session, and what is wrong with it.
+
+    Feed it operations and records as they come, then `extend` it by the events behind `last_seq`,
+    and `verify`. The costs are those of what is new.
+    """
+
+    def __init__(self, key: str, sent: Mapping[str, recording.Sent], *, probed: bool) -> None:
+        """Begin.
+
+        Args:
+            key: `tenant/session`.
+            sent: all tokens that were sent to any session.
+            probed: whether the deployment records its claims and commits.
+        """
+        self.key = key
+        self._sent = sent
+        self._probed = probed
+        self._found: list[Violation] = []
+        self._story = invariants_story.Story(key, sent, self._say)
+        self._order = invariants_order.Order()
+        self._claims = invariants_claims.Claims(self._say)
+        self._claims_before = self._claims
+        #: Operations that ended after the newest reading began.
+        self._waiting: collections.deque[Operation] = collections.deque()
+        self._read_s = -math.inf
+        #: Messages that were accepted and whose turn is not in the history yet.
+        self._accepted: dict[str, Operation] = {}
+        #: Tokens of operations that failed; of those that did not.
+        self._failed: dict[str, int] = {}
+        self._possible: set[str] = set()
+        #: Request id → when its commit was known to its process.
+        self._commits_s: dict[str, float] = {}
+        #: Versions that somebody tried to commit; commit id → when.
+        self._tried: set[int] = set()
+        self._tried_s: dict[str, float] = {}
+        self._gap_free_to = 0
+        self._deleted_s = math.inf
+        # Of faults that may lose something.
+        self._lossy_s = -math.inf
+        self._damaged = False
+        self._losses: list[Loss] = []
+        #: Told to clients, and not in the history that was read since.
+        self._missing: dict[int, tuple[Operation, str]] = {}
+        #: All that clients were told, to be judged again if the history goes back.
+        self._told: list[Operation] = []
+
+    @property
+    def last_seq(self) -> int:
+        """Of the newest event that was read: read on behind it."""
+        return self._story.last_seq
+
+    def operation(self, operation: Operation) -> None:
+        """Take in an operation that ended, in the order of the ends."""
+        ended_s = operation.ended_s or 0.0
+        ok = operation.ending is Ending.OK
+        if operation.reason == errors.SessionDeleted.reason or (
+            ok and operation.kind is Kind.DELETE
+        ):
+            self._deleted_s = min(self._deleted_s, ended_s)
+        elif ok and operation.begun_s > self._deleted_s:
+            self._say(Invariant.GUARDS, f"{operation.kind} after it was deleted", operation.id)
+        else:
+            self._waiting.append(operation)
+
+    def record(self, record: recording.Record) -> None:
+        """Take in a claim or a commit that a process recorded."""
+        sent_s = self._tried_s.get(record.commit_id, record.at_s)
+        match record.point:
+            case probes.Point.COMMIT_BEFORE:
+                self._tried_s[record.commit_id] = record.at_s
+                self._tried.add(record.version)
+                return
+            case probes.Point.COMMIT_AFTER:
+                for request_id in record.requests:
+                    self._commits_s.setdefault(request_id, record.at_s)
+        if record.at_s < self._lossy_s:
+            self._claims_before.add(record)
+        elif sent_s >= self._lossy_s:
+            # One that was sent to the store before and answered by the store after is of neither.
+            self._claims.add(record)
+
+    def extend(self, events: Iterable[messages.Event], *, begun_s: float) -> None:
+        """Take in the events behind `last_seq`, whose reading began at `begun_s`."""
+        self._read_s = begun_s
+        for token in self._story.extend(events):
+            sent = self._sent.get(token)
+            if sent is not None:
+                # Its operation may have no end that anybody knows, but it has a beginning.
+                position = self._story.positions[token]
+                other = self._order.append(position, sent.begun_s, math.inf, 0)
+                self._judge_order(other, f"token {token}, number {position},")
+
+    def may_lose(self, at_s: float) -> None:
+        """From `at_s` on the store may be one that lacks its last writes: read from the start.
+
+        No process spoke to the old store after `at_s`, none to the new one before.
+        """
+        self._lossy_s = at_s
+        self._waiting.extendleft(reversed(self._told))
+        self._claims_before = self._claims
+        self.forget()
+
+    def forget(self) -> None:
+        """Let go of everything that was read, and of what was judged by it."""
+        self._deleted_s = math.inf if self._deleted_s < self._lossy_s else self._deleted_s
+        self._told.clear()
+        self._story = invariants_story.Story(self.key, self._sent, self._say)
+        self._order = invariants_order.Order()
+        self._claims = invariants_claims.Claims(self._say)
+        self._gap_free_to = 0
+
+    def may_be_damaged(self) -> None:
+        """From now on what is stored for the session may be damaged."""
+        self._damaged = True
+
+    def verify(self, *, final: bool = False, open_tokens: Collection[str] = ()) -> list[Violation]:
+        """Judge what is new, and return what is wrong.
+
+        Args:
+            final: nothing is under way any more, and all that waits in the inbox had time enough.
+            open_tokens: of operations that have not ended.
+        """
+        while self._waiting and (self._waiting[0].ended_s or 0.0) < self._read_s:
+            self._judge(self._waiting.popleft())
+        self._judge_failed({*open_tokens, *(waiting.token for waiting in self._waiting)})
+        self._accepted = {
+            request_id: operation
+            for request_id, operation in self._accepted.items()
+            if request_id not in self._story.answers
+        }
+        if self._probed:
+            self._judge_versions()
+        if final:
+            self._judge_accepted()
+            self._judge_missing()
+        found, self._found = self._found, []
+        return found
+
+    # --- operations -------------------------------------------------------------------------------
+
+    def _judge(self, operation: Operation) -> None:
+        if operation.token and operation.ending is Ending.FAIL:
+            self._failed[operation.token] = operation.id
+        elif operation.token:
+            self._possible.add(operation.token)
+        if operation.reason in LOST and operation.reply is not None:
+            kept, lost = operation.reply.version, operation.min_version
+            self._losses.append(Loss(kept_version=kept, lost_version=lost))
+        if operation.ending is not Ending.OK:
+            return
+        if operation.kind is Kind.ACCEPT:
+            self._accepted[operation.request_id] = operation
+        elif operation.kind in TURNS:
+            self._told.append(operation)
+            self._judge_turn(operation)
+        elif operation.kind in LOOKS and operation.reply is not None:
+            self._told.append(operation)
+            self._judge_look(operation, operation.reply)
+
+    def _judge_turn(self, operation: Operation) -> None:
+        reply = operation.reply
+        if reply is None:
+            raise ValueError(f"operation {operation.id} is ok and has no reply")
+        commit_s = self._commits_s.get(operation.request_id, math.inf)
+        if self._probed and not reply.repeated and commit_s > (operation.ended_s or 0.0):
+            self._say(
+                Invariant.COMMITTED,
+                f"{operation.kind} was answered before its commit",
+                operation.id,
+            )
+        if operation.kind is Kind.APPEND and operation.token not in self._story.positions:
+            self._miss(
+                operation, Invariant.ONCE, f"token {operation.token} was acknowledged and lost"
+            )
+            return
+        answer = self._story.answers.get(operation.request_id)
+        if answer is None or (answer.seq, answer.version) != (reply.seq, reply.version):
+            in_history = f"event {answer.seq} of version {answer.version}" if answer else "nothing"
+            self._miss(
+                operation,
+                Invariant.ONCE if reply.repeated and answer else Invariant.COMMITTED,
+                f"{operation.kind} was answered by event {reply.seq} of version {reply.version}, "
+                f"the history holds {in_history}",
+            )
+            return
+        self._judge_content(operation, reply, answer)
+        self._place(operation, reply)
+
+    def _judge_content(
+        self, operation: Operation, reply: recording.Reply, answer: invariants_story.Answer
+    ) -> None:
+        data = answer.data or {}
+        if any(getattr(reply, name, value) != value for name, value in data.items()):
+            self._say(Invariant.ONCE, "its reply differs from the history's", operation.id)
+        if "state_n" not in data:
+            return  # no witness
+        said = self._story.said(reply.seq)
+        held = self._story.held(reply.version)
+        for what, has, must in (
+            ("the history it read", (reply.n, reply.chain), said),
+            ("its state", (reply.state_n, reply.state_chain), held),
+            ("its files", (reply.file_n, reply.file_chain), held),
+        ):
+            if has != (must.n, must.chain):
+                self._say(
+                    Invariant.GUARDS if self._damaged else Invariant.ONE_VERSION,
+                    f"at version {reply.version} {what} held {has[0]} tokens ({has[1][:8]}), and "
+                    f"{must.n} ({must.chain[:8]}) is right",
+                    operation.id,
+                )
+
+    def _judge_look(self, operation: Operation, reply: recording.Reply) -> None:
+        events = self._story.events
+        for before, seen in zip((None, *operation.seen), operation.seen, strict=False):
+            if before is not None and seen.seq != before.seq + 1:
+                self._say(
+                    Invariant.FENCE, f"event {before.seq} came before {seen.seq}", operation.id
+                )
+            if seen.seq > len(events) or events[seen.seq - 1] != seen:
+                self._miss(operation, Invariant.COMMITTED, f"event {seen.seq} is not what was seen")
+                return
+        if reply.seq > len(events):
+            self._miss(
+                operation, Invariant.COMMITTED, f"{operation.kind} told of event {reply.seq}"
+            )
+        elif operation.kind in (Kind.GET, Kind.EVENTS):
+            self._place(operation, reply)
+
+    def _place(self, operation: Operation, reply: recording.Reply) -> None:
+        ended_s = math.inf if operation.ended_s is None else operation.ended_s
+        if operation.kind is Kind.APPEND:
+            # Delivered several times, it may have happened since the first of them.
+            begun_s = self._sent[operation.token].begun_s
+            position = self._story.positions[operation.token]
+            other = self._order.append(position, begun_s, ended_s, operation.id)
+        else:
+            position = self._story.count(reply.seq)
+            other = self._order.read(position, operation.begun_s, ended_s, operation.id)
+        self._judge_order(other, f"{operation.kind} at {position} tokens", operation.id)
+
+    def _judge_order(self, other: int | None, what: str, *operations: int) -> None:
+        if other is not None:
+            self._say(
+                Invariant.ORDER,
+                f"{what} is on the wrong side of an operation that had ended before it began, or "
+                "began after it had ended",
+                *operations,
+                *([other] if other else []),
+            )
+
+    # --- what only the whole shows ----------------------------------------------------------------
+
+    def _judge_failed(self, still_open: set[str]) -> None:
+        present = self._failed.keys() & self._story.positions.keys()
+        for token in present - still_open:
+            operation = self._failed.pop(token)
+            if token not in self._possible:
+                self._say(Invariant.ONCE, f"token {token} was refused and is there", operation)
+
+    def _judge_versions(self) -> None:
+        """Versions without events are known by those who tried to commit them."""
+        while self._gap_free_to < self._story.version:
+            version = self._gap_free_to + 1
+            if version not in self._story.versions and version not in self._tried:
+                self._say(Invariant.FENCE, f"version {version} is missing")
+            self._gap_free_to = version
+
+    def _judge_accepted(self) -> None:
+        for operation in self._accepted.values():
+            # No version names what waits in an inbox, so no report of a loss can name it.
+            if (operation.ended_s or 0.0) > self._lossy_s:
+                self._say(
+                    Invariant.ONCE,
+                    f"token {operation.token} was accepted and never handled",
+                    operation.id,
+                )
+        self._accepted.clear()
+
+    def _miss(self, operation: Operation, invariant: Invariant, detail: str) -> None:
+        if self._lossy_s > -math.inf:
+            self._missing[operation.id] = (operation, f"{detail}, and no report names it")
+        else:
+            self._say(invariant, detail, operation.id)
+
+    def _judge_missing(self) -> None:
+        """Judge last what was lost: the report may come with the last operation."""
+        losses = [*self._losses, *self._story.losses]
+        for operation, detail in self._missing.values():
+            version = operation.reply.version if operation.reply else 0
+            if not any(loss.names(version) for loss in losses):
+                self._say(Invariant.ONCE, detail, operation.id)
+        self._missing.clear()
+
+    def _say(self, invariant: Invariant, detail: str, *operations: int) -> None:
+        self._found.append(
+            Violation(invariant=invariant, session=self.key, detail=detail, operations=operations)
+        )
