@@ -13,7 +13,7 @@ import pytest
 import pytest_asyncio
 
 import torpor
-from torpor import client, errors, ids
+from torpor import client, errors, ids, probes
 from torpor.dev import local
 from torpor.storage import records
 
@@ -49,11 +49,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session")
-def _environment() -> Iterator[None]:
+def _probes(tmp_path_factory: pytest.TempPathFactory) -> probes.Probes:
+    """Where the deployment's processes record what they pass."""
+    return probes.Probes(tmp_path_factory.mktemp("probes"))
+
+
+@pytest.fixture(scope="session")
+def _environment(_probes: probes.Probes) -> Iterator[None]:
     """What Ray's processes inherit."""
     # The test agents are modules like a user's own.
     path = os.pathsep.join(filter(None, (str(SUPPORT), os.environ.get("PYTHONPATH"))))
-    with unittest.mock.patch.dict(os.environ, PYTHONPATH=path, **HEALTH_CHECKS):
+    inherited = {"PYTHONPATH": path, probes.VARIABLE: str(_probes.folder), **HEALTH_CHECKS}
+    with unittest.mock.patch.dict(os.environ, inherited):
         yield
 
 
@@ -108,6 +115,14 @@ async def session(cluster: Cluster) -> AsyncIterator[client.Session]:
     yield made
     with contextlib.suppress(errors.TorporError):
         await made.delete()
+
+
+@pytest.fixture(name="probes")
+def armable_probes(_probes: probes.Probes) -> Iterator[probes.Probes]:
+    """The probes of the shared deployment; nothing is left armed."""
+    yield _probes
+    for point in probes.Point:
+        _probes.disarm(point)
 
 
 @pytest.fixture
