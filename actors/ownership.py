@@ -12,8 +12,8 @@ from collections.abc import Mapping, Sequence
 import msgspec
 
 from torpor import clock, errors, ids, limits, messages, probes
-from torpor.actors import rollback, turn_context
-from torpor.storage import blobs, envelope, history, keyring, records, segments, store
+from torpor.actors import checkpoints, rollback, turn_context
+from torpor.storage import blobs, history, keyring, records, segments, store
 
 #: An owner whose commit's answer was lost asks this often what became of it; with the pauses
 #: between, about as long as a store takes to restart.
@@ -28,6 +28,8 @@ class Change(msgspec.Struct, frozen=True, kw_only=True):
     #: The agent, pickled.
     state: bytes | None = None
     manifest: str | None = None
+    #: The restore point whose state is the newest again, unless `state` differs from it.
+    back_to: records.RestorePoint | None = None
     status: records.Status | None = None
     usage: records.Usage | None = None
     #: The request that this commit resolves, and how.
@@ -58,9 +60,8 @@ class Ownership:
         self._blobs = blobs
         self._keys = keys
         self._clock = clock
-        self._agent = agent
         self._claim: records.Acquire
-        self._state_payload: bytes | None = None
+        self.checkpoints = checkpoints.Checkpoints(blobs, keys, agent)
         #: Whether the session had to be claimed a second time to learn what became of a commit.
         self.reclaimed = False
         self.head: records.Head
@@ -93,23 +94,10 @@ class Ownership:
         """Return the verified pickle of the agent, None before the first turn. Blocks.
 
         Raises:
-            CheckpointCorrupt, BlobCorrupt, BlobMissing, ActivationFailed
+            CheckpointCorrupt, BlobCorrupt, BlobMissing, StorageUnavailable
+            CheckpointIncompatible: another Python minor wrote it.
         """
-        reference = acquired.head.checkpoint
-        if reference is None:
-            return None
-        sealed = acquired.inline_state
-        if not reference.inline:
-            sealed = self._blobs.get(
-                self._keys.tenant, reference.state, bytes_max=envelope.ENVELOPE_BYTES_MAX
-            )
-        if sealed is None:
-            raise errors.CheckpointCorrupt(
-                "the checkpoint that the head names is not in the store", session=str(self.head.key)
-            )
-        _, payload = envelope.open(sealed, reference, self._keys)
-        self._state_payload = bytes(payload)
-        return payload
+        return self.checkpoints.read(acquired.head.checkpoint, acquired.inline_state)
 
     def remembered(self, request_id: str, body_digest: str) -> records.Outcome | None:
         """Return what is known of a request.
@@ -260,7 +248,9 @@ class Ownership:
             )
             for i, draft in enumerate(change.drafts)
         ]
-        reference, inline = await self._sealed_state(change.state, version)
+        reference, inline = await self.checkpoints.seal(change.state, head, version)
+        if change.back_to is not None:
+            reference = reference or change.back_to.checkpoint
         return records.Commit(
             key=head.key,
             epoch=head.epoch,
@@ -271,6 +261,7 @@ class Ownership:
             checkpoint=reference,
             inline_state=inline,
             manifest=None if change.manifest == head.manifest else change.manifest,
+            back_to=0 if change.back_to is None else change.back_to.version,
             status=change.status,
             usage=change.usage,
             outcomes=self._outcome(change, events, version, at_ms),
@@ -291,29 +282,6 @@ class Ownership:
             at_ms=at_ms,
         )
         return {change.request_id: outcome}
-
-    async def _sealed_state(
-        self, payload: bytes | None, version: int
-    ) -> tuple[records.CheckpointRef | None, bytes | None]:
-        if payload is None or payload == self._state_payload:
-            return None, None
-        header = envelope.Header(
-            tenant=self.head.key.tenant,
-            origin=self.head.key.session,
-            epoch=self.head.epoch,
-            version=version,
-            agent=self._agent.name,
-            agent_version=self._agent.version,
-        )
-        sealed = envelope.seal(header, payload, self._keys)
-        inline = len(sealed) <= limits.INLINE_STATE_BYTES_MAX
-        if not inline:
-            await asyncio.to_thread(self._upload, sealed)
-        return envelope.reference(header, sealed, inline=inline), sealed if inline else None
-
-    def _upload(self, data: bytes) -> None:
-        with self._blobs.upload(self._keys.tenant) as upload:
-            upload.put(data)
 
     async def _resolve(self, commit: records.Commit) -> records.Committed:
         """Learn what became of a commit whose answer was lost.
@@ -379,8 +347,8 @@ class Ownership:
         )
 
     def _mirror(self, commit: records.Commit, change: Change) -> None:
-        if commit.checkpoint is not None:
-            self._state_payload = change.state
+        if commit.checkpoint is not None and change.state is not None:
+            self.checkpoints.committed(change.state)
         self.outcomes.update(commit.outcomes)
         self._beside_hot.update(commit.outcomes)
         self.head = msgspec.structs.replace(
