@@ -21,7 +21,7 @@ from torpor.actors import (
     protocol,
     slots,
 )
-from torpor.storage import keyring, records, redis_store
+from torpor.storage import keyring, local_blobs, records, redis_store, storage_proof
 
 log = logging.getLogger(__name__)
 
@@ -83,6 +83,9 @@ class NodeAgent:
 
     async def _start(self) -> None:
         await self._store.check_durability()
+        await storage_proof.establish(
+            self._store.catalog, local_blobs.LocalBlobStore(self._place.storage)
+        )
         keys = await asyncio.to_thread(keyring.load, self._place.signing_key_file)
         self._maker = slots.SlotMaker(self._place, keys, node=self._node, node_name=self._node_name)
         await self._maker.clean_leftovers()

@@ -50,6 +50,27 @@ class Upload(Protocol):
 class BlobStore(Protocol):
     """Where blobs live. All methods block: call them from a thread when on an event loop."""
 
+    @property
+    def marker_path(self) -> str:
+        """Where the marker is that tells this storage from others, for people."""
+        ...
+
+    def marker(self) -> str:
+        """Return the id in the marker; empty when there is none.
+
+        Raises:
+            StorageUnavailable
+        """
+        ...
+
+    def mark(self) -> str:
+        """Return the id in the marker, after writing one if there is none.
+
+        Raises:
+            StorageFull, StorageUnavailable
+        """
+        ...
+
     def upload(self, tenant: str) -> Upload:
         """Begin a group of blobs."""
         ...

@@ -7,6 +7,7 @@ from torpor.storage import records
 
 TENANTS = "torpor:tenants"
 API_KEYS = "torpor:keys"
+STORAGE = "torpor:storage"
 NODES = "torpor:nodes"
 LOADS = "torpor:loads"
 

@@ -16,13 +16,15 @@ from typing import Self, TypeVar
 import blake3
 
 from torpor import errors, ids, limits, probes
-from torpor.storage import digests, disk_files, quarantine
+from torpor.storage import digests, disk_files, quarantine, storage_marker
 
 #: Syncs at the same time: a thread waits for the disk, not for the CPU, and a journal takes what is
 #: synced together in one go. Past eight a local disk gains nothing.
 SYNC_THREADS = 8
 #: Folders known to be on the disk, all tenants' together: some 15 MB. Forgetting costs a few syncs.
 DURABLE_MAX = 65_536
+#: Damaged blobs remembered by one process; those forgotten are mended once they are read again.
+CORRUPT_MAX = 4_096
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 T = TypeVar("T")
 
@@ -34,10 +36,25 @@ class LocalBlobStore:
         self._root = root
         #: Folders whose own entry is known to be on the disk.
         self._durable: set[pathlib.Path] = set()
+        #: Blobs that were read and found damaged: who puts the same bytes again mends them.
+        self._corrupt: set[str] = set()
+
+    @property
+    def marker_path(self) -> str:
+        """Where the marker is that tells this storage from others."""
+        return str(self._root / storage_marker.NAME)
+
+    def marker(self) -> str:
+        """Return the id in the marker; empty when there is none."""
+        return storage_marker.read(self._root)
+
+    def mark(self) -> str:
+        """Return the id in the marker, after writing one if there is none."""
+        return storage_marker.write(self._root)
 
     def upload(self, tenant: str) -> "LocalUpload":
         """Begin a group of blobs."""
-        return LocalUpload(self._folder(tenant), self._root, self._durable)
+        return LocalUpload(self._folder(tenant), self._root, self._durable, self._corrupt)
 
     def get(self, tenant: str, digest: str, *, bytes_max: int) -> bytes:
         """Return a blob whose hash was checked.
@@ -55,7 +72,7 @@ class LocalBlobStore:
                 )
         data = b"".join(pieces)
         if digests.of(data) != digest:
-            raise errors.BlobCorrupt(digest=digest)
+            raise self._found_corrupt(digest)
         return data
 
     def chunks(self, tenant: str, digest: str) -> Iterator[bytes]:
@@ -69,7 +86,7 @@ class LocalBlobStore:
             hasher.update(piece)
             yield piece
         if digests.name(hasher) != digest:
-            raise errors.BlobCorrupt(digest=digest)
+            raise self._found_corrupt(digest)
 
     def exists(self, tenant: str, digest: str) -> bool:
         """Whether the blob is there; its content is not checked."""
@@ -81,6 +98,12 @@ class LocalBlobStore:
         except OSError as error:
             raise disk_files.storage_error(error, path) from error
         return True
+
+    def _found_corrupt(self, digest: str) -> errors.BlobCorrupt:
+        if len(self._corrupt) >= CORRUPT_MAX:
+            self._corrupt.clear()
+        self._corrupt.add(digest)
+        return errors.BlobCorrupt(digest=digest)
 
     def _folder(self, tenant: str) -> pathlib.Path:
         return self._root / ids.check_name("tenant", tenant) / "blobs"
@@ -106,11 +129,16 @@ class LocalUpload:
     """A `blobs.Upload`: writes at once, syncs and publishes at the end. For one thread."""
 
     def __init__(
-        self, folder: pathlib.Path, root: pathlib.Path, durable: set[pathlib.Path]
+        self,
+        folder: pathlib.Path,
+        root: pathlib.Path,
+        durable: set[pathlib.Path],
+        corrupt: set[str],
     ) -> None:
         self._folder = folder
         self._root = root
         self._durable = durable
+        self._corrupt = corrupt
         #: Final path → the hidden file that will take its name.
         self._pending: dict[pathlib.Path, pathlib.Path] = {}
         #: Folders to sync: they got an entry, or hold one that its writer may not have synced yet.
@@ -127,7 +155,7 @@ class LocalUpload:
     ) -> None:
         try:
             if kind is None:
-                _parallel(lambda item: _publish(*item), self._pending.items())
+                _parallel(lambda item: self._publish(*item), self._pending.items())
                 self._sync_folders()
         except OSError as failure:
             raise disk_files.storage_error(failure, self._folder) from failure
@@ -205,7 +233,7 @@ class LocalUpload:
             return True
         self._touch_folder(path.parent)
         try:
-            if path.lstat().st_size != size:
+            if path.lstat().st_size != size or path.name in self._corrupt:
                 return False
             os.utime(path)
         except FileNotFoundError:
@@ -243,6 +271,21 @@ class LocalUpload:
         while folder not in self._durable and folder != self._root:
             self._touched.add(folder := folder.parent)
 
+    def _publish(self, path: pathlib.Path, temporary: pathlib.Path) -> None:
+        _sync(temporary)
+        try:
+            os.link(temporary, path)
+        except FileExistsError:
+            same_size = path.lstat().st_size == temporary.lstat().st_size
+            if not same_size or path.name in self._corrupt:
+                temporary.replace(path)
+                self._corrupt.discard(path.name)
+                return
+            # Another writer was faster, with the same bytes.
+            os.utime(path)
+        temporary.unlink()
+        probes.reach(probes.Point.BLOB_AFTER, digest=path.name)
+
     def _sync_folders(self) -> None:
         _parallel(_sync, self._touched)
         if len(self._durable) >= DURABLE_MAX:
@@ -252,20 +295,6 @@ class LocalUpload:
 
 def _path(folder: pathlib.Path, digest: str) -> pathlib.Path:
     return folder / digests.check(digest)[3:5] / digest
-
-
-def _publish(path: pathlib.Path, temporary: pathlib.Path) -> None:
-    _sync(temporary)
-    try:
-        os.link(temporary, path)
-    except FileExistsError:
-        if path.lstat().st_size != temporary.lstat().st_size:
-            temporary.replace(path)
-            return
-        # Another writer was faster, with the same bytes.
-        os.utime(path)
-    temporary.unlink()
-    probes.reach(probes.Point.BLOB_AFTER, digest=path.name)
 
 
 def _sync(path: pathlib.Path) -> None:

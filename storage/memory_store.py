@@ -122,6 +122,7 @@ class MemoryCatalog:
 
     def __init__(self) -> None:
         self._tenants: set[str] = set()
+        self._storage = ""
         self._keys: dict[str, records.ApiKey] = {}
         self._versions: dict[tuple[str, str], list[records.AgentVersion]] = {}
 
@@ -136,6 +137,11 @@ class MemoryCatalog:
     async def tenant_exists(self, tenant: str) -> bool:
         """Whether the tenant is known."""
         return tenant in self._tenants
+
+    async def storage(self, proposed: str = "") -> str:
+        """Return the id of the shared storage; `proposed` becomes it if none is known."""
+        self._storage = self._storage or proposed
+        return self._storage
 
     async def put_key(self, key_digest: str, key: records.ApiKey) -> None:
         """Store what an API key stands for under the SHA-256 of the key."""

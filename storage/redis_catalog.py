@@ -30,6 +30,13 @@ class RedisCatalog:
         (known,) = await self._wire.read(("HEXISTS", keys.TENANTS, tenant))
         return bool(known)
 
+    async def storage(self, proposed: str = "") -> str:
+        """Return the id of the shared storage; `proposed` becomes it if none is known."""
+        if proposed:
+            await self._wire.write(("SET", keys.STORAGE, proposed, "NX"))
+        (known,) = await self._wire.read(("GET", keys.STORAGE))
+        return "" if known is None else str(known.decode())
+
     async def put_key(self, key_digest: str, key: records.ApiKey) -> None:
         """Store what an API key stands for under the SHA-256 of the key."""
         if not await self.tenant_exists(key.tenant):

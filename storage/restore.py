@@ -38,14 +38,21 @@ class _Folder(msgspec.Struct, kw_only=True):
 
 
 def restore(
-    digest: str, destination: pathlib.Path, store: blobs.BlobStore, tenant: str
+    digest: str,
+    destination: pathlib.Path,
+    store: blobs.BlobStore,
+    tenant: str,
+    *,
+    left_out: list[str] | None = None,
 ) -> workspace_tree.Folder:
     """Make `destination`, which is absent or empty, hold the workspace that a manifest describes.
 
-    Returns the tree for `Snapshotter.adopt`, so that the first snapshot reads nothing again.
+    Returns the tree for `Snapshotter.adopt`, so that the first snapshot reads nothing again. With
+    `left_out` damage is no error: the paths that it hits are appended, a folder's with a slash at
+    its end, `./` for the root; the tree is then empty, for nothing stored is what is on the disk.
 
     Raises:
-        BlobMissing, BlobCorrupt: with the `path` of the file concerned.
+        BlobMissing, BlobCorrupt: with the `path` of the file concerned, unless there is `left_out`.
         StorageFull, StorageUnavailable: of the shared storage, or of the disk written to.
     """
     partial = destination.with_name(f"{destination.name}.partial")
@@ -54,7 +61,7 @@ def restore(
         partial.mkdir(mode=0o700, parents=True)
         try:
             with concurrent.futures.ThreadPoolExecutor(READ_THREADS) as pool:
-                tree = _Restoring(partial, store, tenant, pool).run(digest)
+                tree = _Restoring(partial, store, tenant, pool, left_out).run(digest)
             partial.rename(destination)
         except BaseException:
             _discard(partial)
@@ -71,11 +78,13 @@ class _Restoring:
         store: blobs.BlobStore,
         tenant: str,
         pool: concurrent.futures.Executor,
+        left_out: list[str] | None,
     ) -> None:
         self._root = root
         self._store = store
         self._tenant = tenant
         self._pool = pool
+        self._left_out = left_out
         self._stamps: dict[str, workspace_tree.Stamp] = {}
         self._lock = threading.Lock()
         self._entries = 0
@@ -98,7 +107,7 @@ class _Restoring:
             (self._root / path).chmod(entry.mode)
         for path, _ in modes:
             self._stamp(path)
-        return self._tree(root, time.time_ns())
+        return workspace_tree.EMPTY if self._left_out else self._tree(root, time.time_ns())
 
     def _levels(self, root: _Folder) -> list[list[_Folder]]:
         """Read all manifests, one level of folders after the other."""
@@ -109,7 +118,7 @@ class _Restoring:
         return levels
 
     def _read(self, folder: _Folder) -> None:
-        with _naming(folder.path or "the workspace's root"):
+        with self._sparing(folder.path or "./"):
             for digest, entries in manifest.pages(self._store, self._tenant, folder.digest):
                 size = sum(entry.size_bytes for entry in entries)
                 folder.pages.append(
@@ -134,14 +143,29 @@ class _Restoring:
 
     def _write(self, item: tuple[str, manifest.Entry]) -> None:
         path, entry = item
-        with _naming(path):
+        with self._sparing(path):
             fd = os.open(self._root / path, _CREATE, 0o600)
             try:
                 disk_files.write_pieces(fd, self._content(entry))
                 os.fchmod(fd, entry.mode)
                 self._stamps[path] = workspace_tree.stamp_of(os.fstat(fd))
+            except errors.DataLoss:
+                (self._root / path).unlink()
+                raise
             finally:
                 os.close(fd)
+
+    @contextlib.contextmanager
+    def _sparing(self, path: str) -> Iterator[None]:
+        """Let damage say which path of the workspace it hits, or take note of it and go on."""
+        try:
+            yield
+        except errors.DataLoss as error:
+            if self._left_out is not None:
+                self._left_out.append(path)
+                return
+            named = error.ids | {"path": path}
+            raise type(error)(f"{path!r}: {error.message}", **named) from error
 
     def _content(self, entry: manifest.Entry) -> Iterator[bytes]:
         size = 0
@@ -184,15 +208,6 @@ def _sorted_out(folders: list[_Folder]) -> tuple[list[tuple[str, manifest.Entry]
             for entry in page.entries:
                 kinds[entry.kind].append((folder.path + os.fsdecode(entry.name), entry))
     return files, links, below
-
-
-@contextlib.contextmanager
-def _naming(path: str) -> Iterator[None]:
-    """Let errors about blobs say which path of the workspace they hit."""
-    try:
-        yield
-    except errors.DataLoss as error:
-        raise type(error)(f"{path!r}: {error.message}", **error.ids | {"path": path}) from error
 
 
 def _each(pool: concurrent.futures.Executor, work: Callable[[T], None], items: Iterable[T]) -> None:

@@ -235,6 +235,13 @@ class Catalog(Protocol):
         """Whether the tenant is known."""
         ...
 
+    async def storage(self, proposed: str = "") -> str:
+        """Return the id of the deployment's shared storage; `proposed` becomes it if none is known.
+
+        Empty when none is known and none proposed.
+        """
+        ...
+
     async def put_key(self, key_digest: str, key: records.ApiKey) -> None:
         """Store what an API key stands for under the SHA-256 of the key.
 

@@ -24,6 +24,14 @@ class Catalog:
         assert found.count(tenant) == 1
         assert found == sorted(found)
 
+    async def test_shared_storage_is_known_once_proposed(self, store: store.Store) -> None:
+        """The first id proposed stays; asking proposes nothing."""
+        first = await store.catalog.storage()
+        known = await store.catalog.storage("storage-1")
+        assert known == first or (first, known) == ("", "storage-1")
+        assert await store.catalog.storage("storage-2") == known
+        assert await store.catalog.storage() == known
+
     async def test_api_key_stands_until_revoked(self, store: store.Store) -> None:
         """A key is found by its digest, and forgotten when revoked."""
         tenant, digest = ids.random_id("tenant"), ids.random_id("digest")
