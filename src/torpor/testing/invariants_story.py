@@ -17,6 +17,13 @@ class Held(msgspec.Struct, frozen=True, kw_only=True):
     n: int = 0
     chain: str = witness.NO_CHAIN
 
+    def __str__(self) -> str:
+        return f"{self.n} tokens ({self.chain[:8]})"
+
+    def and_one(self, token: str) -> "Held":
+        """Return the same with one more token."""
+        return Held(n=self.n + 1, chain=witness.link(self.chain, token))
+
 
 class Answer(msgspec.Struct, frozen=True, kw_only=True):
     """What the history holds as the answer to a request."""
@@ -41,14 +48,19 @@ class Story:
         self.answers: dict[str, Answer] = {}
         #: What the history itself says was lost.
         self.losses: list[Loss] = []
+        #: What it is when state, files and history disagree.
+        self.mixed = Invariant.ONE_VERSION
+        #: Whether a recovery may be reported at all.
+        self.may_lose = False
         #: All versions that have an event.
         self.versions: set[int] = set()
-        # By place among the tokens, from 0: which event it is, and the digest up to it.
-        self._seqs = [0]
-        self._chains = [witness.NO_CHAIN]
-        # What the agent holds since a version; a recovery may take it back.
+        self._seqs: list[int] = []
+        self._said = Held()
+        # What the agent must hold, and since which version: a recovery may take it back.
         self._held_since = [0]
         self._held = [Held()]
+        # What its file may hold: one thing, but several until a recovery that lost it has shown.
+        self._files = {Held()}
 
     @property
     def last_seq(self) -> int:
@@ -89,18 +101,9 @@ class Story:
                 added.append(seen.token)
         return added
 
-    def said(self, seq: int) -> Held:
-        """Return what the history holds up to an event."""
-        n = self.count(seq)
-        return Held(n=n, chain=self._chains[n])
-
-    def held(self, version: int) -> Held:
-        """Return what state and files must hold at a version."""
-        return self._held[bisect.bisect_right(self._held_since, version) - 1]
-
     def count(self, seq: int) -> int:
         """Return the number of tokens up to an event."""
-        return bisect.bisect_right(self._seqs, seq) - 1
+        return bisect.bisect_right(self._seqs, seq)
 
     def _take(self, event: messages.Event) -> None:
         match event.type:
@@ -120,21 +123,21 @@ class Story:
             self._say(Invariant.TENANTS, f"{where} {token}, which {sent.key} sent")
         elif sent.key != self._key:
             self._say(Invariant.ONCE, f"{where} {token}, which was sent to {sent.key}")
-        n, chain = len(self._chains), witness.link(self._chains[-1], token)
-        if self.positions.setdefault(token, n) != n:
+        position, right = len(self._seqs) + 1, self._said.and_one(token)
+        if self.positions.setdefault(token, position) != position:
             self._say(
                 Invariant.ONCE, f"{where} {token} again: it is number {self.positions[token]}"
             )
-        if (event.data["n"], event.data["chain"]) != (n, chain):
+        self._said = Held(n=event.data["n"], chain=event.data["chain"])
+        if self._said != right:
             self._say(
-                Invariant.ONE_VERSION,
-                f"{where} {token} as number {event.data['n']}, but it is number {n}, or the agent "
-                "read another history",
+                self.mixed,
+                f"{where} {token} as number {self._said.n}, but it is number {right.n}, or the "
+                "agent read another history",
             )
         self._seqs.append(event.seq)
-        self._chains.append(chain)
-        before = self._held[-1]
-        self._holds(event.version, Held(n=before.n + 1, chain=witness.link(before.chain, token)))
+        self._holds(event.version, self._held[-1].and_one(token))
+        self._files = {held.and_one(token) for held in self._files}
 
     def _answer(self, event: messages.Event) -> None:
         request_id = str(event.data["request_id"])
@@ -146,14 +149,41 @@ class Story:
                 Invariant.ONCE,
                 f"request {request_id} was handled twice: events {first.seq} and {event.seq}",
             )
+        if data and "state_n" in data:
+            self._agree(event, data)
+
+    def _agree(self, event: messages.Event, data: Mapping[str, Any]) -> None:
+        """Compare what a witness found in its three places with what must be there."""
+        read = Held(n=data["n"], chain=data["chain"])
+        state = Held(n=data["state_n"], chain=data["state_chain"])
+        file = Held(n=data["file_n"], chain=data["file_chain"])
+        for what, found, right in (
+            ("the history that it read", read, {self._said}),
+            ("its state", state, {self._held[-1]}),
+            ("its file", file, self._files),
+        ):
+            if found not in right:
+                self._say(
+                    self.mixed,
+                    f"at event {event.seq} of version {event.version} {what} held {found}, and "
+                    f"{' or '.join(map(str, right))} is right",
+                )
+        # It goes on with what it has: one mistake is told once.
+        self._held[-1], self._files = state, {file}
 
     def _recovered(self, event: messages.Event) -> None:
         kept = int(event.data["to_version"])
+        if not self.may_lose:
+            self._say(
+                Invariant.GUARDS, f"event {event.seq} reports a loss, and there is no cause for one"
+            )
         if event.data.get("lost", {}).get("events"):
             lost = int(event.data["from_version"])
             self.losses.append(Loss(kept_version=kept, lost_version=lost))
         # The agent goes on with what it held then, whether the history was kept or went back, too.
-        self._holds(event.version, self.held(kept))
+        held = self._held[bisect.bisect_right(self._held_since, kept) - 1]
+        self._holds(event.version, held)
+        self._files = {held, Held()} if event.data.get("files") else {held}
 
     def _holds(self, version: int, held: Held) -> None:
         self._held_since.append(version)
