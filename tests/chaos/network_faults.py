@@ -1,0 +1,105 @@
+"""Faults of whole nodes and of what connects them."""
+
+import asyncio
+import random
+from collections.abc import AsyncIterator
+
+import torpor
+import victims
+from fault import Cost, fault
+from world import World
+
+#: A drained node is empty within this: turns under load are short.
+DRAIN_TIMEOUT_S = 30.0
+
+
+@fault("node lost", cost=Cost.EXPENSIVE)
+async def node_lost(world: World, rng: random.Random) -> AsyncIterator[None]:
+    """All processes of a node die at once; it comes back later."""
+    name = victims.node(world, rng)
+    await world.kill_node(name)
+    try:
+        yield
+    finally:
+        await world.start_node(name)
+
+
+@fault("fullest node lost, all sessions called at once", cost=Cost.EXPENSIVE)
+async def everybody_called(world: World, rng: random.Random) -> AsyncIterator[None]:
+    """Many sessions lose their owner in one moment and are wanted in the next."""
+    name = await victims.fullest_node(world)
+    await world.kill_node(name)
+    try:
+        if world.call_everybody is not None:
+            await world.call_everybody()
+        yield
+    finally:
+        await world.start_node(name)
+
+
+@fault("node frozen past its lease, thawed in its turns", cost=Cost.EXPENSIVE)
+async def node_frozen(world: World, rng: random.Random) -> AsyncIterator[None]:
+    """A node stands still, its sessions are called elsewhere, and it goes on where it was."""
+    name = victims.node(world, rng)
+    world.freeze_node(name)
+    try:
+        await asyncio.sleep(rng.uniform(1.5, 3.0) * world.lease_ttl_ms / 1000)
+        yield
+    finally:
+        world.thaw_node(name)
+        await world.settled()
+
+
+def _cut_off(other: str, what: str) -> None:
+    @fault(f"node and {what} parted", cost=Cost.EXPENSIVE)
+    async def parted(world: World, rng: random.Random) -> AsyncIterator[None]:
+        """Nothing passes between them."""
+        try:
+            with world.partition(victims.node(world, rng), other):
+                await asyncio.sleep(rng.uniform(0.5, 3.0) * world.lease_ttl_ms / 1000)
+                yield
+        finally:
+            await world.settled()
+
+    @fault(f"node and {what} parted one way", cost=Cost.EXPENSIVE)
+    async def parted_one_way(world: World, rng: random.Random) -> AsyncIterator[None]:
+        """What one of them sends is lost, and what the other sends arrives."""
+        ways = [victims.node(world, rng), other]
+        rng.shuffle(ways)
+        try:
+            with world.partition(ways[0], ways[1], one_way=True):
+                await asyncio.sleep(rng.uniform(0.5, 3.0) * world.lease_ttl_ms / 1000)
+                yield
+        finally:
+            await world.settled()
+
+
+_cut_off("store", "store")
+_cut_off("head", "Ray's head")
+
+
+@fault("two nodes parted", cost=Cost.EXPENSIVE)
+async def nodes_parted(world: World, rng: random.Random) -> AsyncIterator[None]:
+    """A gateway does not reach owners that are alive, in office, and reach the store."""
+    here, there = rng.sample(list(world.nodes), 2)
+    try:
+        with world.partition(here, there, one_way=rng.random() < 0.5):
+            await asyncio.sleep(rng.uniform(0.5, 3.0) * world.lease_ttl_ms / 1000)
+            yield
+    finally:
+        await world.settled()
+
+
+@fault("rolling restart under load", cost=Cost.EXPENSIVE)
+async def rolling_restart(world: World, rng: random.Random) -> AsyncIterator[None]:
+    """An operator drains, ends and starts each node, one after another."""
+    try:
+        for name, node in world.nodes.items():
+            elsewhere = [each for each in world.gateways if each != node.gateway]
+            async with torpor.connect(rng.choice(elsewhere), api_key=world.operator_key) as client:
+                await client.admin.drain(name, timeout_s=DRAIN_TIMEOUT_S)
+            await world.kill_node(name)
+            await world.start_node(name)
+        yield
+    finally:
+        await world.settled()
