@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from torpor import definition, errors, limits, messages
+from torpor import definition, errors, limits, loss, messages
 from torpor.actors import output, turn_context
 from torpor.storage import snapshot, state
 
@@ -34,6 +34,14 @@ class TurnResult(msgspec.Struct, frozen=True, kw_only=True):
     reply: messages.Reply
     #: The agent, pickled.
     state: bytes
+    snapshot: snapshot.Snapshot
+
+
+class Recovered(msgspec.Struct, frozen=True, kw_only=True):
+    """What an agent that was told of a loss leaves to be committed."""
+
+    #: The agent, pickled; None if it has no `on_recover`.
+    state: bytes | None
     snapshot: snapshot.Snapshot
 
 
@@ -68,6 +76,25 @@ class AgentThread:
             await self._agent.on_wake()
 
         await self.call(work())
+
+    async def recover(self, lost: loss.Lost, snapshotter: snapshot.Snapshotter) -> Recovered:
+        """Run `on_recover`, if the agent has one, then pickle it and take a snapshot of its files.
+
+        Raises:
+            StateNotPicklable, WorkspaceQuotaExceeded, WorkspaceUnreadable
+            StorageFull, StorageUnavailable
+        """
+        current = self._agent
+        assert current is not None, "no recovery before wake"  # noqa: S101 — for the type checker
+
+        async def work() -> Recovered:
+            state_now = None
+            if type(current).on_recover is not definition.Agent.on_recover:
+                await current.on_recover(lost)
+                state_now = state.dump(current)
+            return Recovered(state=state_now, snapshot=snapshotter.snapshot())
+
+        return await self.call(work())
 
     async def evict(self) -> None:
         """Run `on_evict` for `CANCEL_GRACE_S` at most; nothing depends on how it ends."""

@@ -13,7 +13,7 @@ import msgspec
 
 from torpor import clock, errors, ids, limits, messages, probes
 from torpor.actors import checkpoints, rollback, turn_context
-from torpor.storage import blobs, history, keyring, records, segments, store
+from torpor.storage import blobs, history, keyring, records, segments, storage_proof, store
 
 #: An owner whose commit's answer was lost asks this often what became of it; with the pauses
 #: between, about as long as a store takes to restart.
@@ -76,7 +76,9 @@ class Ownership:
 
         Raises:
             Fenced: somebody else came first.
-            SessionNotFound, SessionDeleted, StoreUnavailable
+            SessionNotFound, SessionDeleted, StoreUnavailable, StorageUnavailable
+            BlobCorrupt, BlobMissing, HistoryGap: the history of the last hour is damaged; nothing
+                is owned.
         """
         self._claim = claim
         acquired = await self._acquire(claim)
@@ -86,8 +88,17 @@ class Ownership:
         self._beside_hot = set(acquired.outcomes)
         if acquired.head.cold_index:
             since_ms = self._clock.now_ms() - limits.DEDUP_KEEP_MS
-            # What history says was done stays done, though the same request may wait again.
-            self.outcomes |= await self.history.recent_outcomes(since_ms)
+            try:
+                # What history says was done stays done, though the same request may wait again.
+                self.outcomes |= await self.history.recent_outcomes(since_ms)
+            except errors.DataLoss as error:
+                await self.abandon()
+                await storage_proof.prove(self._store.catalog, self._blobs)
+                raise type(error)(
+                    f"{error.message}. It says which requests of the last hour were handled, and "
+                    "none is to be handled twice: bring it back from a backup of the storage",
+                    **error.ids,
+                ) from error
         return acquired
 
     def read_state(self, acquired: records.Acquired) -> memoryview | None:

@@ -5,10 +5,8 @@ One process, one activation: it is booted once, works, and ends. Everything that
 """
 
 import asyncio
-import functools
 import logging
 import os
-import pathlib
 import time
 from typing import Any
 
@@ -23,10 +21,11 @@ from torpor.actors import (
     output,
     ownership,
     protocol,
+    recovery,
     residence,
     slot_board,
 )
-from torpor.storage import local_blobs, records, redis_store, restore, snapshot, state
+from torpor.storage import local_blobs, records, redis_store, snapshot
 
 log = logging.getLogger(__name__)
 
@@ -170,7 +169,7 @@ async def _take_up_residence(spec: protocol.BootSpec) -> residence.Residence:
     )
     acquired = await owned.claim(spec.claim)
     try:
-        thread, snapshotter = await _load(spec, owned, acquired, make, blobs)
+        thread, snapshotter = await _load(spec, owned, acquired, make, store, blobs)
     except BaseException:
         await owned.abandon()
         board.show(lifecycle.Phase.ENDED)
@@ -194,30 +193,18 @@ async def _load(
     owned: ownership.Ownership,
     acquired: records.Acquired,
     make: type[definition.Agent],
+    store: redis_store.RedisStore,
     blobs: local_blobs.LocalBlobStore,
 ) -> tuple[agent_thread.AgentThread, snapshot.Snapshotter]:
-    """Bring files and state back; the files first, since loading the state may look for them."""
     session = str(spec.claim.key)
     probes.reach(probes.Point.RESTORE_BEFORE, session=session)
-    workspace = spec.slot / protocol.WORKSPACE
-    tenant = spec.claim.key.tenant
-    snapshotter = snapshot.Snapshotter(
-        workspace, blobs, tenant, spec.agent.settings.workspace_quota_bytes
+    waking = recovery.Waking(
+        owned,
+        store,
+        blobs,
+        spec.slot / protocol.WORKSPACE,
+        spec.agent.settings.workspace_quota_bytes,
     )
-    await asyncio.to_thread(_restore, acquired.head.manifest, workspace, blobs, tenant, snapshotter)
-    os.chdir(workspace)
-    payload = await asyncio.to_thread(owned.read_state, acquired)
-    thread = agent_thread.AgentThread()
-    await thread.wake(make if payload is None else functools.partial(state.load, payload))
-    probes.reach(probes.Point.RESTORE_AFTER, session=session, version=acquired.head.version)
-    return thread, snapshotter
-
-
-def _restore(
-    manifest: str,
-    workspace: pathlib.Path,
-    blobs: local_blobs.LocalBlobStore,
-    tenant: str,
-    snapshotter: snapshot.Snapshotter,
-) -> None:
-    snapshotter.adopt(restore.restore(manifest, workspace, blobs, tenant))
+    thread = await waking.wake(acquired, make)
+    probes.reach(probes.Point.RESTORE_AFTER, session=session, version=owned.head.version)
+    return thread, waking.snapshotter

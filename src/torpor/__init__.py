@@ -3,6 +3,17 @@
 from torpor.connecting import connect, connect_sync
 from torpor.context import Context
 from torpor.definition import Agent, agent
+from torpor.loss import Lost
 from torpor.messages import Event, Message, Reply
 
-__all__ = ["Agent", "Context", "Event", "Message", "Reply", "agent", "connect", "connect_sync"]
+__all__ = [
+    "Agent",
+    "Context",
+    "Event",
+    "Lost",
+    "Message",
+    "Reply",
+    "agent",
+    "connect",
+    "connect_sync",
+]

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import msgspec
 
-from torpor import context, errors, messages
+from torpor import context, errors, loss, messages
 
 Handler = Callable[[context.Context, messages.Message], Awaitable[str | messages.Reply]]
 
@@ -63,6 +63,13 @@ class Agent:
 
     async def on_wake(self) -> None:
         """Run in the new process after state and files are back, before the first message."""
+
+    async def on_recover(self, lost: loss.Lost) -> None:
+        """Run after `on_wake` if something that was stored is damaged and was left behind.
+
+        What it changes is kept: it is committed with the event that tells of the recovery. If it
+        raises, the session is not woken, and is as it was.
+        """
 
     async def on_evict(self) -> None:
         """Run before the process ends on purpose. What it changes is not kept."""

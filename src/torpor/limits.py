@@ -27,9 +27,9 @@ INLINE_STATE_BYTES_MAX = 32 << 10
 #: being sane.
 STATE_BYTES_MAX = 1 << 30
 
-#: Versions of state and files that a wake can go back to when the newest is damaged, with the newest
-#: itself: one that a crash tore, one that fell to the same fault, and two before. Each costs the
-#: store its inline state, while the session is awake.
+#: Versions of state and files that a wake can go back to when the newest is damaged, with that one
+#: itself: what a failing disk did not keep is as a rule what it was given last, and may be more
+#: than one turn of it. Each costs the store its inline state, while the session is awake.
 RESTORE_POINTS_MAX = 4
 #: How many of them a session keeps asleep, when nothing is being written any more.
 RESTORE_POINTS_ASLEEP_MAX = 2

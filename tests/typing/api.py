@@ -32,6 +32,12 @@ class Notebook(torpor.Agent):
     async def on_wake(self) -> None:
         """Open what the state does not hold."""
 
+    async def on_recover(self, lost: torpor.Lost) -> None:
+        """Go on without what is lost."""
+        assert_type(lost.versions, tuple[int, ...])
+        assert_type(lost.files, tuple[str, ...])
+        self.turns = 0 if lost.state else self.turns
+
     async def on_evict(self) -> None:
         """Close it."""
 

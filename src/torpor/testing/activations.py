@@ -12,6 +12,7 @@ from torpor.actors import (
     output,
     ownership,
     protocol,
+    recovery,
     residence,
     slot_board,
 )
@@ -80,11 +81,11 @@ class Activation:
         blob_store: blobs.BlobStore,
         folder: pathlib.Path,
         settings: definition.AgentSettings,
+        snapshotter: snapshot.Snapshotter,
     ) -> None:
         key = owned.head.key
-        slot = folder / f"slot-{owned.head.epoch}"
+        slot = slot_of(folder, owned)
         self.workspace = slot / protocol.WORKSPACE
-        self.workspace.mkdir(parents=True)
         place = deployment.Deployment(
             store_url="", storage=folder, scratch=folder, signing_key_file=folder / "unused"
         )
@@ -102,9 +103,7 @@ class Activation:
         self.residence = residence.Residence(
             owned=owned,
             thread=agent,
-            snapshotter=snapshot.Snapshotter(
-                self.workspace, blob_store, key.tenant, settings.workspace_quota_bytes
-            ),
+            snapshotter=snapshotter,
             captures=output.Captures(self._log),
             board=self.board,
             store=stored,
@@ -152,6 +151,11 @@ class Activation:
         self.reader.close()
 
 
+def slot_of(folder: pathlib.Path, owned: ownership.Ownership) -> pathlib.Path:
+    """Return where an owner's activation has its workspace and its board."""
+    return folder / f"slot-{owned.head.epoch}"
+
+
 async def activate(
     stored: store.Store,
     key: records.SessionKey,
@@ -161,12 +165,25 @@ async def activate(
     settings: definition.AgentSettings | None = None,
     blob_store: blobs.BlobStore | None = None,
 ) -> Activation:
-    """Claim a session that had no turn yet and let it work in this process."""
+    """Claim a session, bring it back and let it work in this process, in its workspace.
+
+    Raises what waking raises; then nobody owns the session.
+    """
     blob_store = blob_store or local_blobs.LocalBlobStore(folder)
+    settings = settings or definition.AgentSettings()
     owned, acquired = await claim(stored, blob_store, key)
-    assert acquired.head.checkpoint is None, "this does not load state"  # noqa: S101
-    thread = agent_thread.AgentThread()
-    await thread.wake(agent)
-    return Activation(
-        owned, thread, stored, blob_store, folder, settings or definition.AgentSettings()
+    waking = recovery.Waking(
+        owned,
+        stored,
+        blob_store,
+        slot_of(folder, owned) / protocol.WORKSPACE,
+        settings.workspace_quota_bytes,
     )
+    try:
+        # A process has one working directory, and this one has many activations.
+        with contextlib.chdir("."):
+            thread = await waking.wake(acquired, agent)
+    except BaseException:
+        await owned.abandon()
+        raise
+    return Activation(owned, thread, stored, blob_store, folder, settings, waking.snapshotter)
