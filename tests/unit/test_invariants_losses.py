@@ -1,0 +1,90 @@
+"""What a run may lose: what is reported, where a fault may lose something, and nothing else."""
+
+from typing import Any
+
+import msgspec
+import pytest
+
+from torpor import errors, messages
+from torpor.testing import recorded_run
+from torpor.testing.recorded_run import KEY, Run
+from torpor.testing.recording import Ending, Kind, Reply
+
+
+@pytest.fixture
+def run() -> Run:
+    """A run of three appends and a read, over two activations."""
+    return recorded_run.sound()
+
+
+def _back(run: Run, kept: int, lost: int) -> dict[str, Any]:
+    count = len(run.events)
+    versions = {"from_version": lost, "to_version": kept}
+    return {"reason": "store_went_back", **versions, "lost": {"events": [count + 1, count + 2]}}
+
+
+def test_reported_loss_is_excused(run: Run) -> None:
+    """What is reported lost may be missing, and new turns take its place."""
+    kept, lost = run.go_back(2)
+    at_s = run.now_s - 5
+    run.claim()
+    run.event(messages.SESSION_RECOVERED, **_back(run, kept, lost))
+    run.turn("d")
+    assert run.found(lossy={KEY: at_s}) == set()
+    assert {"I8", "I2"} <= run.found()
+
+
+def test_loss_that_a_client_was_told(run: Run) -> None:
+    """A client that asked for a version and was told that it is lost knows as much."""
+    kept, lost = run.go_back(2)
+    told = run.told(
+        Kind.READ,
+        ending=Ending.UNKNOWN,
+        reason=errors.VersionsLost.reason,
+        min_version=lost,
+        reply=Reply(version=kept),
+    )
+    assert run.found(lossy={KEY: told.begun_s}) == set()
+
+
+def test_loss_excuses_what_it_names_only(run: Run) -> None:
+    """A version before those that the report names must be there."""
+    kept, lost = run.go_back(3)
+    at_s = run.now_s - 5
+    run.claim()
+    run.event(messages.SESSION_RECOVERED, **_back(run, kept + 1, lost))
+    assert "I2" in run.found(lossy={KEY: at_s})
+
+
+def test_unreported_loss(run: Run) -> None:
+    """A loss that nobody was told of is none that may be."""
+    run.go_back(2)
+    assert run.found(lossy={KEY: run.now_s - 5}) == {"I2"}
+
+
+def test_second_writer_after_a_loss(run: Run) -> None:
+    """Also where things may be lost, two processes never write to one store."""
+    at_s = run.now_s + 1
+    run.now_s += 2
+    run.claim()
+    run.turn("d")
+    zombie = msgspec.structs.replace(run.records[-1], epoch=2, nonce="nonce-2", pid=1002, version=9)
+    assert run.found(lossy={KEY: at_s}) == set()
+    run.records.append(zombie)
+    assert run.found(lossy={KEY: at_s}) == {"I1"}
+
+
+@pytest.mark.parametrize("files", [[], ["tokens"]])
+def test_recovery_from_damage(run: Run, files: list[str]) -> None:
+    """After a recovery state and files are of the version that it names, of no other."""
+    lost = run.version
+    run.event(
+        messages.SESSION_RECOVERED, from_version=lost, to_version=2, versions=[3, lost], files=files
+    )
+    run.held = ["a"]
+    if not files:
+        run.turn("d")
+    assert run.found(damaged=[KEY]) == set()
+    run.held = ["a", "b"]
+    run.turn("e")
+    assert run.found(damaged=[KEY]) == {"I8"}
