@@ -3,7 +3,7 @@
 Every point is a call of `reach`, which does nothing unless the environment names a folder. With
 one, each process appends what it passes to a file of its own there, and a file named like a point
 in `armed/` makes the next process that passes it die, freeze or wait. A new point is one member
-and one call.
+and one call; the tests of crash points want to know what leads past it.
 """
 
 import collections
