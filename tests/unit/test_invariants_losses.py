@@ -79,7 +79,10 @@ def test_recovery_from_damage(run: Run, files: list[str]) -> None:
     """After a recovery state and files are of the version that it names, of no other."""
     lost = run.version
     run.event(
-        messages.SESSION_RECOVERED, from_version=lost, to_version=2, versions=[3, lost], files=files
+        messages.SESSION_RECOVERED,
+        from_version=lost,
+        to_version=2,
+        lost={"versions": [3, lost], "state": True, "files": files, "files_total": len(files)},
     )
     run.held = ["a"]
     if not files:

@@ -67,14 +67,16 @@ class Checker:
         for record in self._records.new() if self._records else ():
             self._ledger(record.session).record(record)
 
-    def may_lose(self, at_s: float) -> None:
-        """Excuse what is reported to be lost: the store may have gone back in time at `at_s`.
+    def may_lose(self, at_s: float, *, since_s: float | None = None) -> None:
+        """Excuse what is reported to be lost: the store may have gone back in time.
 
-        No process spoke to the old store after that, none to the new one before.
+        Args:
+            at_s: on the recorder's clock, when all processes spoke to the later store.
+            since_s: when the last of them may have spoken to the former one; `at_s` if None.
         """
         self.collect()
         for ledger in self._ledgers.values():
-            ledger.may_lose(at_s)
+            ledger.may_lose(at_s, at_s if since_s is None else since_s)
 
     def may_be_damaged(self, key: str) -> None:
         """Note that bytes stored for a session are damaged on purpose."""
@@ -131,7 +133,7 @@ def check(history: History) -> list[Violation]:
         key: invariants_ledger.SessionLedger(key, sent, probed=probed) for key in sorted(keys)
     }
     for key, at_s in history.lossy.items():
-        ledgers[key].may_lose(at_s)
+        ledgers[key].may_lose(at_s, at_s)
     for key in history.damaged:
         ledgers[key].may_be_damaged()
     for record in history.records or ():

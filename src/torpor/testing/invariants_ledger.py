@@ -56,7 +56,7 @@ class SessionLedger:
         self._gap_free_to = 0
         self._deleted_s = math.inf
         # Of faults that may lose something.
-        self._lossy_s = -math.inf
+        self._lossy_s = self._lossy_since_s = -math.inf
         self._damaged = False
         self._losses: list[Loss] = []
         #: Told to clients, and not in the history that was read since.
@@ -93,10 +93,10 @@ class SessionLedger:
             case probes.Point.COMMIT_AFTER:
                 for request_id in record.requests:
                     self._commits_s.setdefault(request_id, record.at_s)
-        if record.at_s < self._lossy_s:
+        if record.at_s < self._lossy_since_s:
             self._claims_before.add(record)
         elif sent_s >= self._lossy_s:
-            # One that was sent to the store before and answered by the store after is of neither.
+            # What was sent to the one store and answered by the other is of neither.
             self._claims.add(record)
 
     def extend(self, events: Iterable[messages.Event], *, begun_s: float) -> None:
@@ -110,12 +110,12 @@ class SessionLedger:
                 other = self._order.append(position, sent.begun_s, math.inf, 0)
                 self._judge_order(other, f"token {token}, number {position},")
 
-    def may_lose(self, at_s: float) -> None:
+    def may_lose(self, at_s: float, since_s: float) -> None:
         """From `at_s` on the store may be one that lacks its last writes: read from the start.
 
-        No process spoke to the old store after `at_s`, none to the new one before.
+        Before `since_s` it was the old one; what was recorded between the two is of neither.
         """
-        self._lossy_s = at_s
+        self._lossy_s, self._lossy_since_s = at_s, since_s
         self._waiting.extendleft(reversed(self._told))
         self._claims_before = self._claims
         self.forget()

@@ -11,6 +11,10 @@ from torpor.testing import recording, witness
 from torpor.testing.violations import Invariant, Loss, Say
 
 
+#: How a recovery names a workspace of which anything may be lost.
+WHOLE_WORKSPACE = "./"
+
+
 class Held(msgspec.Struct, frozen=True, kw_only=True):
     """How many tokens, and the digest of them."""
 
@@ -177,13 +181,16 @@ class Story:
             self._say(
                 Invariant.GUARDS, f"event {event.seq} reports a loss, and there is no cause for one"
             )
-        if event.data.get("lost", {}).get("events"):
-            lost = int(event.data["from_version"])
-            self.losses.append(Loss(kept_version=kept, lost_version=lost))
+        lost = event.data["lost"]
+        if "events" in lost:
+            newest = int(event.data["from_version"])
+            self.losses.append(Loss(kept_version=kept, lost_version=newest))
         # The agent goes on with what it held then, whether the history was kept or went back, too.
         held = self._held[bisect.bisect_right(self._held_since, kept) - 1]
         self._holds(event.version, held)
-        self._files = {held, Held()} if event.data.get("files") else {held}
+        self._files = {held}
+        if {witness.TOKENS_FILE, WHOLE_WORKSPACE} & set(lost.get("files", ())):
+            self._files.add(Held())
 
     def _holds(self, version: int, held: Held) -> None:
         self._held_since.append(version)
