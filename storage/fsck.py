@@ -115,6 +115,12 @@ class Fsck:
         """
         if not self._storage.is_dir():
             raise errors.StorageUnavailable(f"{self._storage} is no folder; is it mounted?")
+        belongs = await self._store.catalog.storage()
+        if belongs and belongs != self._blobs.marker():
+            raise errors.StorageUnavailable(
+                f"{self._storage} is not the shared storage of this store; are storage and "
+                "store_url right, and is it mounted?"
+            )
         with _alone(self._storage) if self._plan.repair else contextlib.nullcontext():
             known = await self._store.catalog.tenants()
             if self._plan.tenant and self._plan.tenant not in known:
@@ -185,8 +191,8 @@ class Fsck:
         place = quarantine.Quarantine(self._storage / tenant)
         stored = (self._storage / tenant / "blobs").is_dir()
         # Before the sessions are read: what they name later was touched later, or by one of these.
-        before_ns = await _blocking(self._storage, place.now_ns) if stored else 0
-        purge = stored and await self._may_purge(tenant, place, before_ns)
+        began_ns = await _blocking(self._storage, place.now_ns) if stored else 0
+        purge = stored and await self._may_purge(tenant, place, began_ns)
         seen = contents.Contents(self._blobs, tenant)
         examiner, owners, whole = self._examiner(seen), dict[str, tuple[int, int]](), True
         async for page in self._sessions(tenant):
@@ -204,7 +210,8 @@ class Fsck:
         sweep = orphans.Sweep(
             tenant_folder=self._storage / tenant,
             named=seen,
-            before_ns=before_ns - int(self._plan.grace_s * 1e9),
+            began_ns=began_ns,
+            grace_s=self._plan.grace_s,
             repair=self._plan.repair,
             owners=owners,
             purge=purge,

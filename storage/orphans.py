@@ -11,6 +11,9 @@ import msgspec
 
 from torpor.storage import contents, digests, quarantine
 
+#: An upload that is under way has written something since, whatever grace time is asked for.
+UPLOAD_S_MAX = 3_600.0
+
 
 class Pile(msgspec.Struct, kw_only=True):
     """Files, counted."""
@@ -50,13 +53,20 @@ class Sweep(msgspec.Struct, frozen=True, kw_only=True):
     tenant_folder: pathlib.Path
     #: Everything that any session of the tenant names.
     named: contents.Contents
-    #: What was touched since is not judged; by the storage's clock.
-    before_ns: int
+    #: When the run began; by the storage's clock.
+    began_ns: int
+    #: What was touched since so long before is not judged.
+    grace_s: float
     repair: bool
     #: Who is in office now; looked up after `before_ns` was taken.
     owners: quarantine.Owners
     #: Whether orphans of earlier runs may be deleted.
     purge: bool
+
+    @property
+    def before_ns(self) -> int:
+        """What was touched since then is not judged."""
+        return self.began_ns - int(self.grace_s * 1e9)
 
     def run(self) -> Swept:
         """Look at every file and, with `repair`, move and delete."""
@@ -103,7 +113,8 @@ class Sweep(msgspec.Struct, frozen=True, kw_only=True):
 
     def _leftover(self, entry: os.DirEntry[str], status: os.stat_result, swept: Swept) -> None:
         # Only what uploads write is theirs; a file that somebody put here is nobody's business.
-        if not entry.name.startswith((".tmp-", ".clock-")):
+        old = status.st_mtime_ns < self.began_ns - int(UPLOAD_S_MAX * 1e9)
+        if not old or not entry.name.startswith((".tmp-", ".clock-")):
             return
         swept.leftovers.add(entry.path, status.st_size)
         if self.repair:

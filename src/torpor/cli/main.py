@@ -11,6 +11,7 @@ from torpor.cli import (
     doctor,
     failures,
     files,
+    fsck,
     keys,
     nodes,
     options,
@@ -31,6 +32,7 @@ app.command("dev")(serving.dev)
 app.command("serve")(serving.serve)
 app.command("deploy")(agents.deploy)
 app.command("doctor")(doctor.doctor)
+app.command("fsck")(fsck.fsck)
 app.add_typer(agents.app, name="agents")
 app.add_typer(sessions.app, name="sessions")
 app.add_typer(files.app, name="files")

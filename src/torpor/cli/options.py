@@ -1,5 +1,6 @@
 """What the user asked for besides the command itself: whom to ask, as whom, and how to answer."""
 
+import fcntl
 import os
 import pathlib
 from collections.abc import Mapping
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from torpor import client, config
+    from torpor import deployment as deployments
 
 #: `torpor dev` leaves the address and the key of its deployment here.
 LOCAL_FOLDER = pathlib.Path(".torpor")
@@ -84,6 +86,34 @@ def settings(file: pathlib.Path | None, assignments: list[str]) -> "config.Loade
             raise errors.InvalidField(f"--set {assignment!r} is not key=value", field="set")
         flags[key] = value
     return config.load(flags, file=file)
+
+
+def deployment(
+    file: pathlib.Path | None, assignments: list[str], folder: pathlib.Path
+) -> "deployments.Deployment":
+    """Return the settings; where none are named, those of the `torpor dev` that runs in `folder`.
+
+    Raises:
+        FailedPrecondition: none runs there.
+        InvalidField: as `settings`.
+    """
+    from torpor import config
+
+    left = folder / config.FILE_NAME
+    named = file or assignments or os.environ.get(config.FILE_VARIABLE)
+    if named or pathlib.Path(config.FILE_NAME).exists() or not (folder / "lock").exists():
+        return settings(file, assignments).deployment
+    with (folder / "lock").open() as lock:
+        # Who holds the lock wrote the settings; those of one that was killed name a port that may
+        # be somebody else's by now.
+        try:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if left.exists():
+                return settings(left, []).deployment
+    raise errors.FailedPrecondition(
+        f"no `torpor dev` runs on {folder}; start it, or name settings with --config"
+    )
 
 
 def _line(path: pathlib.Path) -> str | None:

@@ -20,6 +20,8 @@ from torpor.storage import keyring, records, redis_store
 
 #: The tenant that `torpor dev` makes.
 TENANT = "dev"
+#: What commands that work on the deployment itself read while it runs.
+SETTINGS = "torpor.yaml"
 #: Further nodes' gateways listen this much higher: 7421 is left to HTTP.
 PORT_STEP = 10
 
@@ -89,6 +91,9 @@ class LocalDeployment:
         options, folder = self._options, self._options.folder
         folder.mkdir(parents=True, exist_ok=True)
         self._exits.callback(_lock(folder))
+        settings = folder / SETTINGS
+        # Of an earlier one that was killed: the port in it may be somebody else's by now.
+        settings.unlink(missing_ok=True)
         ports = [options.port + i * PORT_STEP for i in range(options.nodes)] if options.port else []
         check_ports_free(ports)
         with contextlib.suppress(FileExistsError):
@@ -97,6 +102,8 @@ class LocalDeployment:
         self.store_server = await asyncio.to_thread(store_server.StoreServer, folder / "valkey")
         self._exits.push_async_callback(asyncio.to_thread, self.store_server.stop)
         self.deployment = self._describe(self.store_server.url)
+        settings.write_bytes(msgspec.yaml.encode(self.deployment, enc_hook=str))
+        self._exits.callback(settings.unlink, missing_ok=True)
         self.api_key = await self._introduce_tenant()
         self._say(f"starting Ray with {options.nodes} node{'s' * (options.nodes > 1)}")
         # Blocks, and must: Ray sets signal handlers, which only the main thread may.
