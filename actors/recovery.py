@@ -112,9 +112,9 @@ class Waking:
             inline_state=acquired.inline_state,
         )
         try:
-            return await asyncio.to_thread(lambda: self._with_files(newest, self._state(newest)))
+            return await asyncio.to_thread(self._whole, newest)
         except DAMAGE as error:
-            log.error("%s is damaged: %s", self._key, error, extra={"action": "damaged"})
+            log.error("%s cannot wake: %s", self._key, error, extra={"action": "damaged"})
             return await self._search(error)
 
     async def _search(self, error: errors.TorporError) -> Found:
@@ -151,6 +151,9 @@ class Waking:
 
     def _state(self, point: records.RestorePoint) -> memoryview | None:
         return self._owned.checkpoints.read(point.checkpoint, point.inline_state)
+
+    def _whole(self, point: records.RestorePoint) -> Found:
+        return self._with_files(point, self._state(point))
 
     def _with_files(self, point: records.RestorePoint, payload: memoryview | None) -> Found:
         """Bring all files of a version back, or none."""
