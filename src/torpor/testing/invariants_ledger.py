@@ -199,14 +199,15 @@ class SessionLedger:
                 operation, Invariant.ONCE, f"token {operation.token} was acknowledged and lost"
             )
             return
-        answer = self._story.answers.get(operation.request_id)
-        if answer is None or (answer.seq, answer.version) != (reply.seq, reply.version):
-            in_history = f"event {answer.seq} of version {answer.version}" if answer else "nothing"
+        answers = self._story.answers.get(operation.request_id, [])
+        answer = next((one for one in answers if one.seq == reply.seq), None)
+        if answer is None or answer.version != reply.version:
+            held = " and ".join(f"event {one.seq} of version {one.version}" for one in answers)
             self._miss(
                 operation,
-                Invariant.ONCE if reply.repeated and answer else Invariant.COMMITTED,
+                Invariant.ONCE if reply.repeated and answers else Invariant.COMMITTED,
                 f"{operation.kind} was answered by event {reply.seq} of version {reply.version}, "
-                f"the history holds {in_history}",
+                f"the history holds {held or 'nothing'}",
             )
             return
         # What a witness holds is judged in the history, so its reply has only to be the same.

@@ -10,7 +10,6 @@ from torpor import messages
 from torpor.testing import recording, witness
 from torpor.testing.violations import Invariant, Loss, Say
 
-
 #: How a recovery names a workspace of which anything may be lost.
 WHOLE_WORKSPACE = "./"
 
@@ -49,7 +48,8 @@ class Story:
         self.events: list[recording.Seen] = []
         #: token → its place among the tokens, from 1.
         self.positions: dict[str, int] = {}
-        self.answers: dict[str, Answer] = {}
+        #: By request id: one, or too many.
+        self.answers: dict[str, list[Answer]] = {}
         #: What the history itself says was lost.
         self.losses: list[Loss] = []
         #: What it is when state, files and history disagree.
@@ -147,11 +147,13 @@ class Story:
         request_id = str(event.data["request_id"])
         data = event.data.get("data", {}) if event.type == messages.AGENT_MESSAGE else None
         answer = Answer(seq=event.seq, version=event.version, data=data)
-        first = self.answers.setdefault(request_id, answer)
-        if first is not answer:
+        answers = self.answers.setdefault(request_id, [])
+        answers.append(answer)
+        if len(answers) > 1:
             self._say(
                 Invariant.ONCE,
-                f"request {request_id} was handled twice: events {first.seq} and {event.seq}",
+                f"request {request_id} was handled {len(answers)} times, by events "
+                f"{', '.join(str(one.seq) for one in answers)}",
             )
         if data and "state_n" in data:
             self._agree(event, data)
