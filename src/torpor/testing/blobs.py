@@ -91,6 +91,29 @@ class BlobStoreSuite:
             upload.put(b"whole blob")
         assert store.get(TENANT, digest, bytes_max=10) == b"whole blob"
 
+    @pytest.mark.parametrize("whole", [True, False], ids=["get", "chunks"])
+    def test_a_flipped_blob_is_mended_once_it_was_read(
+        self, store: blobs.BlobStore, *, whole: bool
+    ) -> None:
+        """Who found a blob damaged, and has the right bytes, puts them in its place."""
+        with store.upload(TENANT) as upload:
+            digest = upload.put(b"whole blob")
+        self.damage(store, TENANT, digest, b"whole blOb")
+        with pytest.raises(errors.BlobCorrupt):
+            store.get(TENANT, digest, bytes_max=10) if whole else list(store.chunks(TENANT, digest))
+        for _ in range(2):
+            with store.upload(TENANT) as upload:
+                upload.put(b"whole blob")
+            assert store.get(TENANT, digest, bytes_max=10) == b"whole blob"
+
+    def test_marker_is_written_once(self, store: blobs.BlobStore) -> None:
+        """A new storage has none; one that is marked keeps its id."""
+        assert store.marker() == ""
+        first = store.mark()
+        assert first
+        assert store.mark() == store.marker() == first
+        assert store.marker_path
+
     def test_an_upload_that_failed_can_be_repeated(
         self, store: blobs.BlobStore, tmp_path: pathlib.Path
     ) -> None:
