@@ -12,6 +12,7 @@ import msgspec
 from torpor import errors
 from torpor.storage import (
     contents,
+    digests,
     envelope,
     findings,
     keyring,
@@ -19,6 +20,7 @@ from torpor.storage import (
     records,
     redis_inspection,
     segments,
+    storage_proof,
     store,
 )
 
@@ -82,7 +84,7 @@ class Examiner:
         """Return what two looks agree on.
 
         Raises:
-            StoreUnavailable
+            StoreUnavailable, StorageUnavailable
         """
         before: tuple[object, Examined] | None = None
         good = set[object]()
@@ -92,7 +94,11 @@ class Examiner:
             except (Moved, errors.SessionNotFound, errors.SessionDeleted):
                 before = None
                 continue
-            if examined.whole or (before is not None and before[0] == mark):
+            if examined.whole:
+                return examined
+            if before is not None and before[0] == mark:
+                # Where nothing is mounted everything seems to be missing.
+                await storage_proof.prove(self._store.catalog, self._seen.store)
                 return examined
             before = mark, examined
         text = "it changed each time it was looked at; look again with --session"
@@ -189,17 +195,18 @@ class Examiner:
     ) -> Iterator[findings.Finding]:
         """Read what a wake restores, and what it goes back to if that is damaged."""
         flaws = [list(self._point(head.key, point, good)) for point in points]
-        back = next((p.version for p, bad in zip(points, flaws, strict=True) if not bad), None)
-        after = (
-            f"the next wake goes back to version {back}"
-            if back is not None
-            else "no version before it is whole either: restore shared storage from a copy"
-        )
+        after, told = _after(points, flaws), set[str]()
         for point, bad in zip(points, flaws, strict=True):
-            needed = after if point is points[0] else "a wake cannot go back to it"
+            needed = after if point is points[0] else "a wake cannot go back to that version"
             for flaw in bad:
-                message = f"{flaw.message}; {needed}"
-                yield msgspec.structs.replace(flaw, message=message)
+                if flaw.where in told:
+                    continue
+                told.add(flaw.where)
+                if flaw.severity is findings.Severity.DAMAGE:
+                    message = f"{flaw.message}; {needed}"
+                    yield msgspec.structs.replace(flaw, message=message)
+                else:
+                    yield flaw
 
     def _point(
         self, key: records.SessionKey, point: records.RestorePoint, good: set[object]
@@ -209,9 +216,11 @@ class Examiner:
             try:
                 self._state(key, point.checkpoint, point.inline_state)
                 good.add(point.checkpoint)
-            except errors.CheckpointIncompatible as error:
-                where = point.checkpoint.state
-                yield findings.of(_What.CHECKPOINT_INCOMPATIBLE, key, error.message, where=where)
+            except (errors.CheckpointIncompatible, errors.CheckpointCorrupt) as error:
+                # Its bytes are those that were written.
+                where, other = point.checkpoint.state, isinstance(error, errors.CheckpointCorrupt)
+                what = _What.CHECKPOINT_UNVERIFIED if other else _What.CHECKPOINT_INCOMPATIBLE
+                yield findings.of(what, key, error.message, where=where)
             except _UNREADABLE as error:
                 text = f"the state {of_version}"
                 yield self._flaw(_CHECKPOINT, key, point.checkpoint.state, text, error)
@@ -234,7 +243,9 @@ class Examiner:
                 key.tenant, reference.state, bytes_max=envelope.ENVELOPE_BYTES_MAX
             )
             self._seen.name(reference.state)
-        envelope.open(sealed or b"", reference, self._keys)
+        if sealed is None or digests.of(sealed) != reference.state:
+            raise errors.BlobCorrupt("what lies in the store is another one")
+        envelope.open(sealed, reference, self._keys)
 
     def _flaw(
         self,
@@ -253,6 +264,22 @@ class Examiner:
             kinds_text = f"{text} cannot be read: {error.message}"
             return findings.of(_What.BLOB_UNREADABLE, key, kinds_text, where=digest)
         return findings.of(corrupt, key, f"{text}: {error.message}", where=digest)
+
+
+def _after(points: list[records.RestorePoint], flaws: list[list[findings.Finding]]) -> str:
+    """Say what the next wake makes of it, as `torpor.actors.recovery` does it."""
+    stateless = {
+        point.version
+        for point, bad in zip(points, flaws, strict=True)
+        if any(flaw.what in _CHECKPOINT for flaw in bad)
+    }
+    for point, bad in zip(points, flaws, strict=True):
+        if not any(flaw.severity is findings.Severity.DAMAGE for flaw in bad):
+            return f"the next wake goes back to version {point.version}"
+    for point in points:
+        if point.version not in stateless:
+            return f"the next wake restores version {point.version} without what is damaged"
+    return "no state that is kept is whole, and it will not wake: bring one back from a copy"
 
 
 def _contradictions(head: records.Head) -> Iterator[findings.Finding]:

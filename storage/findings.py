@@ -31,6 +31,7 @@ class What(enum.StrEnum):
     SEGMENT_CORRUPT = "segment-corrupt"
     CHECKPOINT_MISSING = "checkpoint-missing"
     CHECKPOINT_CORRUPT = "checkpoint-corrupt"
+    CHECKPOINT_UNVERIFIED = "checkpoint-unverified"
     CHECKPOINT_INCOMPATIBLE = "checkpoint-incompatible"
     BLOB_MISSING = "blob-missing"
     BLOB_CORRUPT = "blob-corrupt"
@@ -53,7 +54,7 @@ _SEVERITY: dict[What, Severity] = {
     **dict.fromkeys(What, Severity.INFO),
     **dict.fromkeys((What.CHECKPOINT_INCOMPATIBLE, What.INBOX_UNREMEMBERED, What.SESSION_BUSY), _W),
     **dict.fromkeys((What.INDEX_MISSING, What.INDEX_STALE, What.HINT_MISSING), _W),
-    What.TENANT_UNKNOWN: _W,
+    **dict.fromkeys((What.CHECKPOINT_UNVERIFIED, What.TENANT_UNKNOWN), _W),
     **dict.fromkeys((What.HEAD_UNREADABLE, What.HEAD_INCONSISTENT, What.INBOX_CORRUPT), _D),
     **dict.fromkeys((What.HISTORY_GAP, What.HISTORY_CORRUPT), _D),
     **dict.fromkeys((What.SEGMENT_MISSING, What.SEGMENT_CORRUPT), _D),

@@ -28,6 +28,7 @@ from torpor.storage import (
     records,
     redis_store,
     second_looks,
+    storage_proof,
 )
 
 #: Sessions that are read at the same time: enough to hide a network's round trips.
@@ -113,14 +114,7 @@ class Fsck:
             FailedPrecondition: another run repairs.
             StoreUnavailable, StorageUnavailable
         """
-        if not self._storage.is_dir():
-            raise errors.StorageUnavailable(f"{self._storage} is no folder; is it mounted?")
-        belongs = await self._store.catalog.storage()
-        if belongs and belongs != self._blobs.marker():
-            raise errors.StorageUnavailable(
-                f"{self._storage} is not the shared storage of this store; are storage and "
-                "store_url right, and is it mounted?"
-            )
+        await storage_proof.prove(self._store.catalog, self._blobs)
         with _alone(self._storage) if self._plan.repair else contextlib.nullcontext():
             known = await self._store.catalog.tenants()
             if self._plan.tenant and self._plan.tenant not in known:
@@ -202,6 +196,7 @@ class Fsck:
         self.summary.bytes_read += seen.bytes_read
         if not stored:
             return
+        await storage_proof.prove(self._store.catalog, self._blobs)
         reason = await self._unjudged(tenant, server, whole)
         if reason:
             text = f"what nobody needs was not looked for: {reason}"

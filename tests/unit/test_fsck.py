@@ -10,10 +10,10 @@ from torpor import errors
 from torpor.storage import (
     findings,
     keys,
-    local_blobs,
     records,
     redis_store,
     segments,
+    storage_proof,
 )
 from torpor.testing import activations, store_samples, valkey
 from torpor.testing.stored_world import StoredWorld
@@ -36,8 +36,9 @@ async def world(server: valkey.Server, tmp_path: pathlib.Path) -> AsyncIterator[
     assert server.call("FLUSHALL") == "+OK"
     store = redis_store.open(store_samples.deployment_at(server.url))
     await store.catalog.create_tenant("acme", at_ms=0)
-    (tmp_path / "storage").mkdir()
-    yield StoredWorld(store, tmp_path / "storage")
+    made = StoredWorld(store, tmp_path / "storage")
+    await storage_proof.establish(store.catalog, made.blob_store)
+    yield made
     await store.close()
 
 
@@ -88,9 +89,7 @@ def _of_index(world: StoredWorld, head: records.Head) -> pathlib.Path:
 
 
 def _of_segment(world: StoredWorld, head: records.Head) -> pathlib.Path:
-    (entry,) = segments.read_index(
-        local_blobs.LocalBlobStore(world.storage), "acme", head.cold_index
-    )
+    (entry,) = segments.read_index(world.blob_store, "acme", head.cold_index)
     return world.blob(entry.digest)
 
 
@@ -124,7 +123,7 @@ async def test_damaged_blobs(
     assert not path.exists()
     aside = list(world.storage.glob(f"acme/quarantine/corrupt/{path.name}.*"))
     assert len(aside) == ("corrupt" in expected)
-    with local_blobs.LocalBlobStore(world.storage).upload("acme") as upload:
+    with world.blob_store.upload("acme") as upload:
         assert upload.put(good) == path.name
     assert await world.check() == []
 

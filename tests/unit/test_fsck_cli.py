@@ -12,7 +12,7 @@ from typer import testing
 
 from torpor import config, deployment
 from torpor.cli import failures, main
-from torpor.storage import keyring, keys, records, redis_store
+from torpor.storage import keyring, keys, local_blobs, records, redis_store, storage_proof
 from torpor.testing import store_samples, valkey
 
 KEY = records.SessionKey("acme", "chat")
@@ -35,9 +35,10 @@ def place(
             monkeypatch.delenv(name)
     monkeypatch.chdir(tmp_path)
     assert server.call("FLUSHALL") == "+OK"
-    (tmp_path / "storage").mkdir()
     keyring.create(tmp_path / "keys")
     _write_settings(server, tmp_path / config.FILE_NAME)
+    storage = local_blobs.LocalBlobStore(tmp_path / "storage")
+    _with_store(server, lambda store: storage_proof.establish(store.catalog, storage))
     _with_store(server, lambda store: store.catalog.create_tenant("acme", at_ms=0))
     _with_store(server, lambda store: store.sessions.create(store_samples.new(KEY)))
     return tmp_path
@@ -110,7 +111,7 @@ def test_json_is_one_line_a_finding(server: valkey.Server, place: pathlib.Path) 
         (["--orphans-older-than", "soon"], failures.USAGE, "not a duration"),
         (["--tenant", "nobody"], failures.NOT_FOUND, "torpor tenants ls"),
         (["--tenant", "acme", "--session", "none"], failures.NOT_FOUND, "There is no session"),
-        (["--set", "storage=/nowhere"], failures.UNAVAILABLE, "is it mounted"),
+        (["--set", "storage=/nowhere"], failures.UNAVAILABLE, "Mount the right folder"),
         (["--set", "store_url=redis://127.0.0.1:1/0"], failures.UNAVAILABLE, "cannot connect"),
     ],
 )

@@ -10,11 +10,12 @@ from torpor import errors
 from torpor.storage import (
     findings,
     fsck,
-    local_blobs,
+    keys,
     manifest,
     quarantine,
     records,
     redis_store,
+    storage_proof,
 )
 from torpor.testing import store_samples, valkey
 from torpor.testing.stored_world import StoredWorld
@@ -35,8 +36,8 @@ async def world(server: valkey.Server, tmp_path: pathlib.Path) -> AsyncIterator[
     assert server.call("FLUSHALL") == "+OK"
     store = redis_store.open(store_samples.deployment_at(server.url))
     await store.catalog.create_tenant("acme", at_ms=0)
-    (tmp_path / "storage").mkdir()
     made = StoredWorld(store, tmp_path / "storage")
+    await storage_proof.establish(store.catalog, made.blob_store)
     await made.session("write a one")
     yield made
     await store.close()
@@ -44,7 +45,7 @@ async def world(server: valkey.Server, tmp_path: pathlib.Path) -> AsyncIterator[
 
 def _put(world: StoredWorld, data: bytes, *, days: int = 30) -> pathlib.Path:
     """Store a blob that was touched long ago; returns where it lies."""
-    with local_blobs.LocalBlobStore(world.storage).upload("acme") as upload:
+    with world.blob_store.upload("acme") as upload:
         path = world.blob(upload.put(data))
     world.age(path, days=days)
     return path
@@ -86,7 +87,7 @@ async def test_a_reader_that_needs_an_orphan_puts_it_back(world: StoredWorld) ->
     """A blob in quarantine is read as any other and is in its place again; a corrupt one is not."""
     path, other = _put(world, b"needed"), _put(world, b"broken")
     await world.check(repair=True)
-    store = local_blobs.LocalBlobStore(world.storage)
+    store = world.blob_store
     assert store.get("acme", path.name, bytes_max=10) == b"needed"
     assert path.read_bytes() == b"needed"
     assert not _aside(world, path).exists()
@@ -139,7 +140,7 @@ async def test_an_upload_keeps_what_it_finds(
         return rename(source, target)
 
     if when == "before":
-        with local_blobs.LocalBlobStore(world.storage).upload("acme") as upload:
+        with world.blob_store.upload("acme") as upload:
             upload.put(b"found")
     else:
         monkeypatch.setattr(pathlib.Path, "rename", touched)
@@ -174,11 +175,13 @@ async def test_with_any_doubt_nothing_is_moved(world: StoredWorld) -> None:
     names = await world.names(repair=True, grace_s=0.0)
     assert names == ["blob-missing", "orphans-unjudged"]
     assert path.exists()
+    marker = world.blob_store.marker()
     await world.redis("FLUSHALL")
     await world.store.catalog.create_tenant("acme", at_ms=0)
+    await world.store.catalog.storage(marker)
     assert await world.names(repair=True, grace_s=0.0) == ["orphans-unjudged"]
     assert path.exists()
-    await world.store.catalog.storage("another")
+    await world.redis("SET", keys.STORAGE, "another")
     with pytest.raises(errors.StorageUnavailable, match="not the shared storage"):
         await world.check(repair=True)
 

@@ -100,7 +100,8 @@ def deployment(
     from torpor import config
 
     left = folder / config.FILE_NAME
-    named = file or assignments or os.environ.get(config.FILE_VARIABLE)
+    variables = (config.FILE_VARIABLE, f"{config.PREFIX}STORE_URL")
+    named = file or assignments or any(os.environ.get(name) for name in variables)
     if named or pathlib.Path(config.FILE_NAME).exists() or not (folder / "lock").exists():
         return settings(file, assignments).deployment
     with (folder / "lock").open() as lock:

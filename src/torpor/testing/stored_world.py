@@ -64,6 +64,7 @@ class StoredWorld:
     def __init__(self, store: redis_store.RedisStore, storage: pathlib.Path) -> None:
         self.store = store
         self.storage = storage
+        self.blob_store = local_blobs.LocalBlobStore(storage)
         self.summary = fsck.Summary()
 
     async def session(self, *turns: str) -> records.Head:
@@ -83,7 +84,7 @@ class StoredWorld:
             key,
             Keeper,
             self.storage.parent / key.session,
-            blob_store=local_blobs.LocalBlobStore(self.storage),
+            blob_store=self.blob_store,
         )
 
     async def check(
