@@ -75,6 +75,9 @@ class Checker:
             since_s: when the last of them may have spoken to the former one; `at_s` if None.
         """
         self.collect()
+        for operation in self._recorder.under_way.values():
+            # A session that is just being made may be lost as well.
+            self._ledger(operation.key)
         for ledger in self._ledgers.values():
             ledger.may_lose(at_s, at_s if since_s is None else since_s)
 

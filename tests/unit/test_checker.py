@@ -1,0 +1,121 @@
+"""Judging a run while it goes on: each thing once, and nothing before it can be known."""
+
+import json
+import pathlib
+
+import msgspec
+import pytest
+
+from torpor import errors
+from torpor.testing import invariants, recorded_run, recording, violations
+from torpor.testing.recorded_run import KEY, Run
+from torpor.testing.recording import Ending, Kind, Operation
+
+
+class Live:
+    """A recorder that repeats what a run by hand recorded, and the checker of it."""
+
+    def __init__(self, run: Run, folder: pathlib.Path) -> None:
+        self.run = run
+        self.now_s = 0.0
+        self.recorder = recording.Recorder(monotonic_s=lambda: self.now_s)
+        self.checker = invariants.Checker(self.recorder, probes=folder)
+        self._records = folder / "1-1.jsonl"
+        self._records.write_bytes(
+            b"".join(json.dumps(msgspec.to_builtins(one)).encode() + b"\n" for one in run.records)
+        )
+
+    def repeat(self, *operations: Operation) -> None:
+        """Begin and end operations at their own times."""
+        for one in operations:
+            self.now_s = one.begun_s
+            begun = self.recorder.begin(
+                one.kind,
+                tenant=one.tenant,
+                session=one.session,
+                token=one.token,
+                request_id=one.request_id,
+            )
+            self.now_s = one.ended_s or 0.0
+            self.recorder.end(begun, one.ending, reply=one.reply, reason=one.reason)
+
+    def verify(
+        self, *, begun_s: float = 99.0, upto: int | None = None, final: bool = False
+    ) -> list[violations.Violation]:
+        """Read on to an event, or to the end."""
+        events = self.run.events[self.checker.last_seq(KEY) : upto]
+        return self.checker.verify(KEY, events, begun_s=begun_s, final=final)
+
+
+@pytest.fixture
+def live(tmp_path: pathlib.Path) -> Live:
+    """A sound run of four turns."""
+    return Live(recorded_run.sound(), tmp_path)
+
+
+def test_run_is_judged_piece_by_piece(live: Live) -> None:
+    """After each turn only the new events are asked for, and what is wrong is told once."""
+    for operation in live.run.operations:
+        live.repeat(operation)
+        assert operation.reply is not None
+        assert live.verify(upto=operation.reply.seq) == []
+        assert live.checker.last_seq(KEY) == operation.reply.seq
+    live.repeat(live.run.told(Kind.APPEND, "gone", reply=live.run.operations[-1].reply))
+    (found,) = {one.invariant for one in live.verify()} - {violations.Invariant.COMMITTED}
+    assert found is violations.Invariant.ONCE
+    assert live.verify(final=True) == []
+
+
+def test_operation_waits_for_a_reading_that_can_know(live: Live) -> None:
+    """What ended after the reading began is judged by the next one."""
+    live.repeat(*live.run.operations)
+    first = live.run.operations[0]
+    assert live.verify(begun_s=first.ended_s or 0.0, upto=4) == []
+    assert live.verify(final=True) == []
+
+
+def test_refusal_waits_for_other_deliveries(live: Live) -> None:
+    """A refused token that is there may be of a delivery that is still under way."""
+    refused = live.run.turn("d", ending=Ending.FAIL, reason="MAILBOX_FULL", reply=None)
+    live.repeat(*live.run.operations)
+    other = live.recorder.begin(
+        Kind.APPEND, tenant="red", session="s1", token=refused.token, request_id=refused.request_id
+    )
+    assert live.verify() == []
+    live.recorder.end(other, Ending.FAIL, reason="MAILBOX_FULL")
+    assert [one.invariant for one in live.verify()] == [violations.Invariant.ONCE]
+
+
+def test_retired_session_stays_deleted(live: Live) -> None:
+    """Its history is forgotten, that it was deleted is not; foreign operations are judged, too."""
+    live.repeat(*live.run.operations)
+    assert live.verify(final=True) == []
+    live.repeat(live.run.told(Kind.DELETE, begun_s=100.0, ended_s=101.0))
+    assert live.checker.retire(KEY) == []
+    assert live.checker.last_seq(KEY) == 0
+    refused = live.run.told(
+        Kind.READ,
+        begun_s=102.0,
+        ended_s=103.0,
+        ending=Ending.FAIL,
+        reason=errors.SessionDeleted.reason,
+    )
+    live.repeat(refused)
+    assert live.checker.late() == []
+    live.repeat(msgspec.structs.replace(refused, ending=Ending.OK, reason=""))
+    live.repeat(live.run.told(Kind.FOREIGN, begun_s=1.0, ended_s=2.0))
+    assert {one.invariant for one in live.checker.late()} == {
+        violations.Invariant.TENANTS,
+        violations.Invariant.GUARDS,
+    }
+
+
+def test_after_a_fault_that_may_lose_all_is_read_again(live: Live) -> None:
+    """What was judged before is judged again: it may be gone, and is missed at the end only."""
+    live.repeat(*live.run.operations)
+    assert live.verify() == []
+    live.run.go_back(1)
+    live.checker.may_lose(50.0)
+    assert live.checker.last_seq(KEY) == 0
+    assert live.verify() == []
+    assert [one.invariant for one in live.verify(final=True)] == [violations.Invariant.ONCE]
