@@ -88,13 +88,16 @@ async def _lead_to(world: World, rng: random.Random, point: probes.Point) -> Non
 
 
 async def _fired(world: World, point: probes.Point) -> list[int]:
-    """Return the processes that a point broke, after waiting for one; none if nobody came."""
+    """Return the processes that an armed point broke, after waiting for one.
+
+    Raises:
+        AssertionError: nobody came.
+    """
 
     async def broke() -> bool:
         return bool(world.probes.fired(point))
 
-    with contextlib.suppress(AssertionError):
-        await eventually.assert_eventually(broke, REACHED_TIMEOUT_S)
+    await eventually.assert_eventually(broke, REACHED_TIMEOUT_S)
     return world.probes.fired(point)
 
 
@@ -106,8 +109,10 @@ async def stale_owner_commits(world: World, rng: random.Random) -> AsyncIterator
     """
     point = probes.Point.COMMIT_BEFORE
     world.probes.arm(point, probes.Armed(action=probes.Action.FREEZE))
-    pids = await _fired(world, point)
-    world.probes.disarm(point)
+    try:
+        pids = await _fired(world, point)
+    finally:
+        world.probes.disarm(point)
     frozen = [each for each in await world.residents() if each.pid in pids]
     agents = [pid for each in frozen for pid in world.nodes[each.node].find(machine.Role.AGENT)]
     try:

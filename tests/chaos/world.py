@@ -16,6 +16,7 @@ import msgspec
 import yaml
 
 import control_plane
+import damage
 import ground
 import machine
 import network
@@ -80,6 +81,10 @@ class World:
         self.nodes: dict[str, Node] = {}
         self.api_keys: dict[str, str] = {}
         self.operator_key = ids.api_key()
+        #: How many gateways get each append of the load at once.
+        self.duplicate = 1
+        #: What faults damaged in shared storage, in their order.
+        self.damaged: list[damage.Damaged] = []
         #: Calls all sessions at once; set by whoever has sessions.
         self.call_everybody: Callable[[], Awaitable[None]] | None = None
         self.network: network.Network
