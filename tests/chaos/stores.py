@@ -160,6 +160,8 @@ class Stores:
         Raises:
             FileNotFoundError: this machine has no libfaketime.
         """
+        if wall_clock.library() is None:
+            raise FileNotFoundError("there is no libfaketime: apt-get install libfaketime")
         try:
             await self._jump(offset_s)
             yield

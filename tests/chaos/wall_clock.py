@@ -1,18 +1,24 @@
 """A wall clock that jumps at run time under the programs that were started with it.
 
-libfaketime is loaded into a program before anything else, adds an offset to the time that it reads,
-and reads the offset from a file every other second. Monotonic time is left alone.
+Under a store, libfaketime is loaded before anything else: it adds an offset to the time that the
+program reads, and reads the offset from a file once a second. Python would not bear that (its
+sleep fails), so there a module that Python runs at its start does the same. Monotonic time is left
+alone.
 """
 
+import os
 import pathlib
 
 #: Where Debian's package `libfaketime` puts it, and where others do.
 _PLACES = ("usr/lib/*-linux-gnu/faketime", "usr/lib64/faketime", "usr/lib/faketime")
 _NAME = "libfaketimeMT.so.1"
-#: For so long a program goes on with the offset that it knows: reading it each time is too dear.
-_CACHED_S = 1
+#: Besides the second under way, for so long a program goes on with the offset that it knows.
+_CACHED_S = 0
 #: When every program has seen a jump: the library compares whole seconds.
 SEEN_AFTER_S = _CACHED_S + 1.5
+#: Has the module for Python, which reads the variable.
+_SKEW = pathlib.Path(__file__).with_name("skew")
+_PYTHON_VARIABLE = "CHAOS_CLOCK"
 #: What the processes of a program share lies here, named after the first of them.
 _SHARED = pathlib.Path("/dev/shm")  # noqa: S108 - the library's choice
 
@@ -23,14 +29,11 @@ class WallClock:
     def __init__(self, path: pathlib.Path) -> None:
         """Describe a clock that goes right; `path` is the file that will hold its offset."""
         self._path = path
-        self._write(0)
+        self.jump_to(0)
 
     @property
     def environment(self) -> dict[str, str]:
-        """Variables for the programs that are to have this clock; none without the library.
-
-        They are inherited: a program's children have the clock too.
-        """
+        """Variables for a store that is to have this clock; none without the library."""
         found = library()
         if found is None:
             return {}
@@ -41,17 +44,17 @@ class WallClock:
             "FAKETIME_DONT_FAKE_MONOTONIC": "1",
         }
 
-    def jump_to(self, offset_s: int) -> None:
-        """Let the clock go wrong by so many seconds; seen within `SEEN_AFTER_S`.
+    @property
+    def python_environment(self) -> dict[str, str]:
+        """Variables for Python programs that are to have this clock, with all that they start.
 
-        Raises:
-            FileNotFoundError: this machine has no libfaketime.
+        `time.time` and `time.time_ns` have it, `datetime` and what is not Python have not.
         """
-        if library() is None:
-            raise FileNotFoundError("there is no libfaketime: apt-get install libfaketime")
-        self._write(offset_s)
+        path = os.pathsep.join(filter(None, (str(_SKEW), os.environ.get("PYTHONPATH"))))
+        return {"PYTHONPATH": path, _PYTHON_VARIABLE: str(self._path)}
 
-    def _write(self, offset_s: int) -> None:
+    def jump_to(self, offset_s: int) -> None:
+        """Let the clock go wrong by so many seconds; seen within `SEEN_AFTER_S`."""
         # Renamed into place: a program must not read half of it.
         hidden = self._path.with_suffix(".new")
         hidden.write_text(f"{offset_s:+d}\n")
