@@ -1,4 +1,4 @@
-"""What the battery's faults of storage, requests and clocks do, without the deployment around them."""
+"""What the battery's faults do to storage, requests and clocks, without a deployment around."""
 
 import os
 import pathlib
