@@ -9,6 +9,7 @@ import pytest
 from torpor import errors
 from torpor.storage import (
     findings,
+    keyring,
     keys,
     records,
     redis_store,
@@ -143,6 +144,57 @@ async def test_the_finding_says_where_a_wake_goes_back_to(world: StoredWorld) ->
     assert "from a copy" in found.message
 
 
+async def test_a_file_that_no_version_has_whole_is_left_out(world: StoredWorld) -> None:
+    """A damaged file of all versions is told once, and that the next wake does without it."""
+    head = await world.session("write a one", *["next"] * 6)
+    _flip(world.holding(b"one"))
+    (found,) = [one for one in await world.check() if one.remains]
+    assert f"restores version {head.version} without what is damaged" in found.message
+    assert "'a'" in found.message
+
+
+async def test_states_signed_with_another_key(world: StoredWorld) -> None:
+    """The key file is what is wrong then: no wake goes back, and nothing is moved."""
+    head = await world.session("large")
+    others = keyring.Keyring({"k2": b"\2" * keyring.KEY_BYTES})
+    (found,) = [one for one in await world.check(repair=True, masters=others) if one.remains]
+    assert (found.what, "key" in found.message) == (What.CHECKPOINT_UNVERIFIED, True)
+    assert head.checkpoint is not None
+    assert found.where == head.checkpoint.state
+    assert await world.check() == []
+
+
+async def test_what_cannot_be_read_is_not_taken_for_missing(world: StoredWorld) -> None:
+    """A blob that the storage refuses to read is told as that, and the check goes on."""
+    await world.session("write a one", "write b two")
+    for content in (b"one", b"two"):
+        path = world.holding(content)
+        path.rename(path.with_suffix(".moved"))
+        path.symlink_to(path.with_suffix(".moved"))
+    assert await world.names() == ["blob-unreadable", "blob-unreadable", "orphans-unjudged"]
+
+
+async def test_a_session_that_never_holds_still_is_left_to_another_run(
+    world: StoredWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Damage that was seen once, in a session that went on since, is not told as damage."""
+    head = await store_samples.owned(world.store, records.SessionKey("acme", "busy"))
+    await world.store.nodes.claim_lease("node-1", "inc-1", ttl_ms=60_000)
+    restore_points = world.store.sessions.restore_points
+
+    async def moving(key: records.SessionKey) -> list[records.RestorePoint]:
+        points = await restore_points(key)
+        now = await world.store.sessions.head(key)
+        await world.store.sessions.commit(store_samples.commit(now))
+        return points
+
+    await world.redis("XDEL", keys.hot(head.key), "1-0")
+    monkeypatch.setattr(world.store.sessions, "restore_points", moving)
+    assert await world.names() == ["session-busy"]
+    monkeypatch.undo()
+    assert await world.names() == ["history-gap"]
+
+
 async def test_damage_in_the_store(world: StoredWorld) -> None:
     """Events, messages that wait, states and heads that are not as they were written are told."""
     asleep = await activations.new_session(world.store)
@@ -153,6 +205,10 @@ async def test_damage_in_the_store(world: StoredWorld) -> None:
     await world.redis("LSET", keys.inbox(asleep), 0, b"r\0nonsense")
     assert set(await world.names()) == {"inbox-unremembered", "inbox-corrupt"}
     await world.store.sessions.delete(asleep)
+    head = await world.session("one", "two")
+    await world.redis("DEL", keys.checkpoints(head.key))
+    assert await world.names() == ["checkpoint-missing"]
+    await world.store.sessions.delete(head.key)
     head = await world.session("one", "two")
     await world.redis("XDEL", keys.hot(head.key), "3-0")
     (gap,) = await world.check()

@@ -91,6 +91,7 @@ class StoredWorld:
         self,
         *,
         meanwhile: Callable[[], Awaitable[object]] | None = None,
+        masters: keyring.Keyring | None = None,
         **plan: Any,
     ) -> list[findings.Finding]:
         """Return what a run finds."""
@@ -98,7 +99,7 @@ class StoredWorld:
         run = fsck.Fsck(
             opened=self.store,
             storage=self.storage,
-            masters=_Masters(),
+            masters=masters or _Masters(),
             plan=fsck.Plan(**plan),
             report=found.append,
             time=_Pause(meanwhile),
