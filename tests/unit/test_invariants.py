@@ -138,6 +138,17 @@ def test_repeated_answer_that_differs(run: Run) -> None:
         assert run.found() == {"I2"}
 
 
+def test_agent_that_is_no_witness(run: Run) -> None:
+    """Turns of any agent are judged by their answers, whatever these say."""
+    request = {"request_id": "own"}
+    run.commit([(messages.AGENT_MESSAGE, request | {"data": {"n": 7}})], "own")
+    reply = Reply(seq=len(run.events), version=run.version)
+    run.told(Kind.READ, **request, reply=reply)
+    assert run.found() == set()
+    run.commit([(messages.AGENT_MESSAGE, request)], "own")
+    assert run.found() == {"I2"}
+
+
 # --- I3 -------------------------------------------------------------------------------------------
 
 

@@ -155,7 +155,7 @@ class Story:
                 f"request {request_id} was handled {len(answers)} times, by events "
                 f"{', '.join(str(one.seq) for one in answers)}",
             )
-        if data and "state_n" in data:
+        if data and data.keys() >= witness.PARTS:
             self._agree(event, data)
 
     def _agree(self, event: messages.Event, data: Mapping[str, Any]) -> None:

@@ -19,6 +19,8 @@ TOKEN = "witness.token"  # noqa: S105 - no password
 #: In the workspace: one token a line.
 TOKENS_FILE = "tokens"
 BALLAST_FILE = "ballast"
+#: What a reply says: numbers and digests of the tokens in history, state and file.
+PARTS = frozenset({"n", "chain", "state_n", "state_chain", "file_n", "file_chain"})
 #: Of no tokens at all.
 NO_CHAIN = ""
 #: Where the newest token nearly always is; further back costs more to look.
