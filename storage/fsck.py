@@ -100,9 +100,9 @@ class Fsck:
             opened, opened.inspection, self._report, time or clock.SystemClock(), repair=plan.repair
         )
         self.summary = Summary()
-        #: Living sessions that the index does not list, by tenant, and whether some are not here.
+        #: Living sessions that the index does not list, by tenant; past the bound only counted.
         self._unlisted: dict[str, list[records.SessionKey]] = {}
-        self._overflow = False
+        self._unlisted_count = 0
         #: Tenants of which there is any head, also of a deleted session.
         self._inhabited: set[str] = set()
 
@@ -135,6 +135,11 @@ class Fsck:
         self.summary.remaining += finding.remains
         self._tell(finding)
 
+    def _count(self, seen: contents.Contents) -> None:
+        self.summary.tenants += 1
+        self.summary.blobs += len(seen)
+        self.summary.bytes_read += seen.bytes_read
+
     # --- sessions ---------------------------------------------------------------------------------
 
     async def _one(self, key: records.SessionKey) -> None:
@@ -147,6 +152,7 @@ class Fsck:
         seen = contents.Contents(self._blobs, key.tenant)
         await self._examine([key], self._examiner(seen), {})
         await self._looks.settle()
+        self._count(seen)
 
     async def _heads(self, known: Sequence[str]) -> None:
         """Walk over all heads: is each in its index, and is its tenant known?"""
@@ -175,13 +181,11 @@ class Fsck:
         if mended:
             return
         names = self._unlisted.setdefault(key.tenant, [])
-        if sum(map(len, self._unlisted.values())) < UNLISTED_MAX:
+        self._unlisted_count += 1
+        if self._unlisted_count <= UNLISTED_MAX:
             names.append(key)
-        else:
-            self._overflow = True
 
     async def _tenant(self, tenant: str, server: str) -> None:
-        self.summary.tenants += 1
         place = quarantine.Quarantine(self._storage / tenant)
         stored = (self._storage / tenant / "blobs").is_dir()
         # Before the sessions are read: what they name later was touched later, or by one of these.
@@ -192,8 +196,7 @@ class Fsck:
         async for page in self._sessions(tenant):
             whole &= await self._examine(page, examiner, owners)
         await self._looks.settle()
-        self.summary.blobs += len(seen)
-        self.summary.bytes_read += seen.bytes_read
+        self._count(seen)
         if not stored:
             return
         await storage_proof.prove(self._store.catalog, self._blobs)
@@ -295,7 +298,7 @@ class Fsck:
             return "the store knows no session of a tenant that has blobs; is store_url right?"
         if not whole:
             return "not every session of the tenant is whole"
-        if self._overflow:
+        if self._unlisted_count > UNLISTED_MAX:
             return "too many sessions are not in the index; use --repair"
         if await self._inspection.server() != server:
             return "the store was restarted meanwhile"

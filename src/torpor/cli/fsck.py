@@ -131,7 +131,7 @@ class _Voice:
             return
         found = ", ".join(f"{count} {kind}" for kind, count in sorted(summary.found.items()))
         output.line(
-            f"{summary.sessions} sessions of {summary.tenants} tenants, {summary.blobs} blobs: "
+            f"tenants: {summary.tenants}, sessions: {summary.sessions}, blobs: {summary.blobs}; "
             f"{found or 'all is well'}"
             + (f"; {summary.repaired} mended" if summary.repaired else "")
             + (f"; {summary.remaining} remain" if summary.remaining else "")
