@@ -114,16 +114,19 @@ class Stores:
     # --- the primary ------------------------------------------------------------------------------
 
     async def kill_primary(self) -> None:
-        """Kill it without warning."""
+        """Kill it without warning; who connects is refused."""
         await asyncio.to_thread(self.primary.kill)
+        await self._set_mode(proxy.Mode.DOWN)
 
     async def start_primary(self) -> None:
         """Start it again on its file."""
         await asyncio.to_thread(self.primary.start)
+        await self._set_mode(proxy.Mode.FORWARD)
 
     async def restart_primary(self) -> None:
         """Kill it, and start it again on its file."""
-        await asyncio.to_thread(self.primary.restart)
+        await self.kill_primary()
+        await self.start_primary()
 
     @contextlib.asynccontextmanager
     async def frozen(self) -> AsyncIterator[None]:
@@ -216,6 +219,7 @@ class Stores:
         self.primary, self.replica = self.replica, self.primary
         for each in (self.proxy, self._direct):
             each.retarget(self.primary.host, self.primary.port)
+        await self._set_mode(proxy.Mode.FORWARD)
 
     async def fail_over(self) -> None:
         """Put the replica in the primary's place once it has all that was acknowledged."""
@@ -238,6 +242,10 @@ class Stores:
         """Start the server that was primary; it forgets what it has and follows the new one."""
         await asyncio.to_thread(self.replica.start)
         await self._follow()
+
+    async def _set_mode(self, mode: proxy.Mode) -> None:
+        for each in (self.proxy, self._direct):
+            await each.set_mode(mode)
 
     async def _follow(self) -> None:
         await _ask(self.replica, "REPLICAOF", self.primary.host, self.primary.port)
