@@ -46,6 +46,13 @@ check: $(INSTALLED) ## format, lint, types, architecture, spelling, generated co
 bench: $(INSTALLED) ## measure, print a table, write build/bench.json
 	$(BIN)/python -m loadtests.bench $(ARGS)
 
+# The profile: short, or long for an hour.
+CHAOS ?= short
+
+.PHONY: chaos
+chaos: $(INSTALLED) ## break everything, print a table, write build/chaos.json
+	$(BIN)/python tests/chaos/run.py --profile $(CHAOS) $(ARGS)
+
 .PHONY: protos
 protos: $(INSTALLED) ## generate src/torpor/v1 from proto/
 	$(BIN)/python tools/protos.py

@@ -1,0 +1,192 @@
+"""`make chaos`: breaks a whole deployment in every way that is known, and proves what must hold.
+
+Exits with 0 only if no invariant was violated and all was healthy again after every fault. Needs
+root, for network namespaces. A seed brings the same choices again; what a machine makes of them,
+as always, is a matter of time.
+"""
+
+import argparse
+import asyncio
+import json
+import pathlib
+import random
+import secrets
+import shlex
+import shutil
+import sys
+import time
+from collections.abc import Iterator, Sequence
+
+import battery
+import load
+import msgspec
+import network_faults  # noqa: F401 - registers its faults, as those below
+import process_faults  # noqa: F401
+import report
+import request_faults  # noqa: F401
+import rich.console
+import schedule
+import storage_faults  # noqa: F401
+import store_faults  # noqa: F401
+from fault import FAULTS, Fault
+from world import World
+
+from torpor.testing import invariants, recording
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+BUILD = ROOT / "build"
+
+
+def main() -> None:
+    """Run what the arguments say."""
+    arguments = _arguments()
+    output = rich.console.Console(width=150, highlight=False)
+    if arguments.list:
+        for each in FAULTS.values():
+            output.print(f"{each.cost.value:10} {each.name}{'  (may lose)' if each.loses else ''}")
+        return
+    seed = arguments.seed or str(secrets.randbelow(1_000_000))
+    replay = _replay(arguments, seed)
+    progress = Progress()
+    progress.warn(f"seed {seed}: {replay}")
+    rows, figures, totals = asyncio.run(_run(arguments, seed, replay, progress))
+    progress.clear()
+    report.write(rows, figures, totals, BUILD)
+    if arguments.json:
+        sys.stdout.write(json.dumps([msgspec.to_builtins(row) for row in rows], indent=1) + "\n")
+    else:
+        report.show(rows, figures, totals, output)
+    progress.warn(f"seed {seed}: {replay}")
+    sys.exit(not report.passed(rows, totals))
+
+
+async def _run(
+    arguments: argparse.Namespace,
+    seed: str,
+    replay: str,
+    progress: "Progress",
+) -> tuple[list[report.Row], list[report.Figure], report.Totals]:
+    begun_s = time.monotonic()
+    profile = schedule.PROFILES[arguments.profile]
+    minutes = arguments.minutes or profile.minutes
+    folder = BUILD / "chaos" / seed
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in folder.glob("*.jsonl"):
+        old.unlink()
+    recorder = recording.Recorder(folder / "operations.jsonl")
+    progress.say("starting the world")
+    async with (
+        World(logs=folder / "logs") as world,
+        load.Load(
+            world, recorder, random.Random(f"{seed}/load"), rate_per_s=profile.rate_per_s
+        ) as running,
+    ):
+        run = battery.Battery(
+            world,
+            running,
+            invariants.Checker(recorder, probes=world.probes.folder),
+            seed=seed,
+            folder=folder,
+            say=progress.say,
+            warn=progress.warn,
+        )
+        try:
+            await run.run(_steps(arguments, profile, seed), until_s=begun_s + 60 * minutes)
+        except asyncio.CancelledError:
+            # There is something to show all the same.
+            run.broken_off = "interrupted"
+    recorder.close()
+    rows = _rows(arguments, run)
+    totals = report.Totals(
+        seed=seed,
+        profile=profile.name,
+        command=replay,
+        faults=sum(row.runs for row in rows if row.fault != report.NO_FAULT),
+        operations=len(recorder.operations),
+        appends=load.appends(recorder.operations),
+        unknown=sum(each.ending is recording.Ending.UNKNOWN for each in recorder.operations),
+        violations=len(run.violations),
+        seconds=round(time.monotonic() - begun_s, 1),
+        broken_off=run.broken_off,
+    )
+    return rows, run.measures.figures(), totals
+
+
+def _rows(arguments: argparse.Namespace, run: battery.Battery) -> list[report.Row]:
+    """Return all rows: also of what there was no time for."""
+    names = [report.NO_FAULT, *(each.name for each in _chosen(arguments))]
+    return [run.accounts.get(name, report.Account(name)).row() for name in names]
+
+
+def _steps(
+    arguments: argparse.Namespace, profile: schedule.Profile, seed: str
+) -> Iterator[schedule.Step]:
+    if arguments.fault or arguments.runs:
+        return schedule.named(_chosen(arguments), arguments.runs or 1)
+    return schedule.steps(_chosen(arguments), profile, seed)
+
+
+def _chosen(arguments: argparse.Namespace) -> Sequence[Fault]:
+    return [FAULTS[name] for name in arguments.fault or FAULTS]
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--profile", choices=schedule.PROFILES, default=schedule.SHORT.name)
+    parser.add_argument("--seed", default="", help="any word; a random number if not given")
+    parser.add_argument(
+        "--fault",
+        action="append",
+        choices=FAULTS,
+        metavar="NAME",
+        help="only this one, alone; may be repeated",
+    )
+    parser.add_argument("--runs", type=int, default=0, help="of each fault, one at a time")
+    parser.add_argument("--minutes", type=float, default=0.0, help="instead of the profile's")
+    parser.add_argument("--list", action="store_true", help="name all faults and do nothing")
+    parser.add_argument("--json", action="store_true", help="print the rows as JSON")
+    return parser.parse_args()
+
+
+def _replay(arguments: argparse.Namespace, seed: str) -> str:
+    """Return the command that brings the same choices again."""
+    words = ["--profile", arguments.profile, "--seed", seed]
+    for name in arguments.fault or ():
+        words += ["--fault", name]
+    if arguments.runs:
+        words += ["--runs", str(arguments.runs)]
+    if arguments.minutes:
+        words += ["--minutes", f"{arguments.minutes:g}"]
+    return f'make chaos ARGS="{shlex.join(words)}"'
+
+
+class Progress:
+    """On a terminal one line that changes, elsewhere a line for each thing said."""
+
+    def __init__(self) -> None:
+        self._terminal = sys.stderr.isatty()
+
+    def say(self, text: str) -> None:
+        """Show how it goes on."""
+        if self._terminal:
+            self.clear()
+            width = shutil.get_terminal_size().columns - 1
+            sys.stderr.write(text[:width])
+        else:
+            sys.stderr.write(f"{text}\n")
+        sys.stderr.flush()
+
+    def warn(self, text: str) -> None:
+        """Print something that stays."""
+        self.clear()
+        sys.stderr.write(f"{text}\n")
+        sys.stderr.flush()
+
+    def clear(self) -> None:
+        """Take the line away."""
+        if self._terminal:
+            sys.stderr.write("\r\x1b[2K")
+
+
+if __name__ == "__main__":
+    main()
