@@ -56,6 +56,31 @@ def test_loss_excuses_what_it_names_only(run: Run) -> None:
     assert "I2" in run.found(lossy={KEY: at_s})
 
 
+def test_later_turn_of_a_lost_version(run: Run) -> None:
+    """A version's number comes again after a loss; that it was lost once excuses no other loss."""
+    kept, lost = run.go_back(2)
+    at_s = run.now_s - 5
+    run.event(messages.SESSION_RECOVERED, **_back(run, kept, lost))
+    turn = run.turn("d")
+    assert turn.reply is not None
+    assert turn.reply.version == lost
+    assert run.found(lossy={KEY: at_s}) == set()
+    run.go_back(1)
+    assert run.found(lossy={KEY: at_s}) == {"I2"}
+
+
+def test_look_at_what_was_lost(run: Run) -> None:
+    """Looks of before a loss are no proof about events that have the same numbers now."""
+    look = run.told(Kind.GET, reply=Reply(seq=len(run.events), version=run.version))
+    assert look.ended_s is not None
+    kept, lost = run.go_back(2)
+    at_s = run.now_s - 5
+    run.event(messages.SESSION_RECOVERED, **_back(run, kept, lost))
+    run.turn("d")
+    run.turn("e")
+    assert run.found(lossy={KEY: at_s}) == set()
+
+
 def test_unreported_loss(run: Run) -> None:
     """A loss that nobody was told of is none that may be."""
     run.go_back(2)

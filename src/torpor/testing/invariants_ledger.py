@@ -238,7 +238,8 @@ class SessionLedger:
             self._miss(
                 operation, Invariant.COMMITTED, f"{operation.kind} told of event {reply.seq}"
             )
-        elif operation.kind in (Kind.GET, Kind.EVENTS):
+        elif operation.kind in (Kind.GET, Kind.EVENTS) and operation.begun_s > self._lossy_s:
+            # Before, its event was perhaps another one of the same number.
             self._place(operation, reply)
 
     def _place(self, operation: Operation, reply: recording.Reply) -> None:
@@ -302,7 +303,9 @@ class SessionLedger:
         losses = [*self._losses, *self._story.losses]
         for operation, detail in self._missing.values():
             version = operation.reply.version if operation.reply else 0
-            if not any(loss.names(version) for loss in losses):
+            named = any(loss.names(version) for loss in losses)
+            # What only the later store was told is not what the former one lost.
+            if not named or operation.begun_s > self._lossy_s:
                 self._say(Invariant.ONCE, detail, operation.id)
         self._missing.clear()
 
