@@ -197,16 +197,19 @@ class Examiner:
         flaws = [list(self._point(head.key, point, good)) for point in points]
         after, told = _after(points, flaws), set[str]()
         for point, bad in zip(points, flaws, strict=True):
-            needed = after if point is points[0] else "a wake cannot go back to that version"
             for flaw in bad:
                 if flaw.where in told:
                     continue
                 told.add(flaw.where)
-                if flaw.severity is findings.Severity.DAMAGE:
-                    message = f"{flaw.message}; {needed}"
-                    yield msgspec.structs.replace(flaw, message=message)
-                else:
+                if flaw.severity is not findings.Severity.DAMAGE:
                     yield flaw
+                elif point is points[0]:
+                    yield msgspec.structs.replace(flaw, message=f"{flaw.message}; {after}")
+                else:
+                    message = f"{flaw.message}; no wake can go back to it, further turns replace it"
+                    yield msgspec.structs.replace(
+                        flaw, severity=findings.Severity.WARNING, message=message
+                    )
 
     def _point(
         self, key: records.SessionKey, point: records.RestorePoint, good: set[object]
@@ -263,7 +266,8 @@ class Examiner:
         if isinstance(error, errors.StorageUnavailable):
             kinds_text = f"{text} cannot be read: {error.message}"
             return findings.of(_What.BLOB_UNREADABLE, key, kinds_text, where=digest)
-        return findings.of(corrupt, key, f"{text}: {error.message}", where=digest)
+        why = error.message.rstrip(".")
+        return findings.of(corrupt, key, f"{text}: {why}", where=digest)
 
 
 def _after(points: list[records.RestorePoint], flaws: list[list[findings.Finding]]) -> str:

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 
 import pytest
 
-from torpor import errors
+from torpor import errors, limits, messages
 from torpor.storage import (
     findings,
     keyring,
@@ -142,6 +142,30 @@ async def test_the_finding_says_where_a_wake_goes_back_to(world: StoredWorld) ->
         world.blob(point.checkpoint.state).unlink()
     found, *_ = [one for one in await world.check() if one.remains]
     assert "from a copy" in found.message
+
+
+@pytest.mark.parametrize("which", [_of_folder, _of_state])
+async def test_the_next_wake_ends_the_finding(
+    world: StoredWorld, which: Callable[[StoredWorld, records.Head], pathlib.Path]
+) -> None:
+    """What was told of a wake comes true; afterwards everything is whole, with what was moved."""
+    head = await world.session("large", "write a one", "large", "write sub/b two", "large")
+    _flip(which(world, head))
+    (found,) = [one for one in await world.check(repair=True) if one.remains]
+    here = await world.activate(head.key)
+    (event,) = [
+        event
+        for event in (await world.store.sessions.hot(head.key, after=0, limit=99)).events
+        if event.type == messages.SESSION_RECOVERED
+    ]
+    said = found.message.split("; ")[1]
+    assert said.startswith("the next wake")
+    assert f"version {event.data['to_version']}" in said
+    assert findings.Severity.DAMAGE not in {one.severity for one in await world.check()}
+    for _ in range(limits.RESTORE_POINTS_MAX):
+        await here.send("next")
+    await here.close()
+    assert await world.names() == ["owner-lapsed"]
 
 
 async def test_a_file_that_no_version_has_whole_is_left_out(world: StoredWorld) -> None:

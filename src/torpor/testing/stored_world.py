@@ -76,9 +76,9 @@ class StoredWorld:
         await here.close()
         return await self.store.sessions.head(here.owned.head.key)
 
-    async def activate(self) -> activations.Activation:
-        """Return a new session that is awake."""
-        key = await activations.new_session(self.store)
+    async def activate(self, key: records.SessionKey | None = None) -> activations.Activation:
+        """Return a session that is awake, a new one or that of `key`."""
+        key = key or await activations.new_session(self.store)
         return await activations.activate(
             self.store,
             key,
