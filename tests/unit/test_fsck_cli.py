@@ -10,8 +10,10 @@ from collections.abc import Awaitable, Callable, Iterator
 import pytest
 from typer import testing
 
-from torpor import config, deployment
-from torpor.cli import failures, main
+from torpor import config, deployment, errors
+from torpor.actors import ray_compat
+from torpor.cli import failures, main, options
+from torpor.dev import local
 from torpor.storage import keyring, keys, local_blobs, records, redis_store, storage_proof
 from torpor.testing import store_samples, valkey
 
@@ -137,3 +139,24 @@ def test_a_running_dev_is_found_by_its_folder(server: valkey.Server, place: path
         dead = torpor("fsck", *arguments)
         assert dead.exit_code == failures.REFUSED
         assert "start it" in dead.stderr
+
+
+async def test_dev_leaves_its_settings_while_it_runs(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What `torpor dev` leaves is what it runs on, and is gone when it ends."""
+    found: list[deployment.Deployment] = []
+    monkeypatch.chdir(tmp_path)
+
+    def no_ray(*_: object, **__: object) -> None:
+        found.append(options.deployment(None, [], tmp_path / "dev"))
+        raise errors.FailedPrecondition("far enough")
+
+    monkeypatch.setattr(ray_compat, "LocalCluster", no_ray)
+    here = local.LocalDeployment(local.LocalOptions(folder=tmp_path / "dev", port=0))
+    with pytest.raises(errors.FailedPrecondition, match="far enough"):
+        await here.__aenter__()
+    assert found == [here.deployment]
+    assert not (tmp_path / "dev" / local.SETTINGS).exists()
+    with pytest.raises(errors.FailedPrecondition, match="start it"):
+        options.deployment(None, [], tmp_path / "dev")
