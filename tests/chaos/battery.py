@@ -21,9 +21,9 @@ import msgspec
 import report
 import schedule
 
-from torpor import errors, messages
+from torpor import errors, messages, probes
 from torpor.storage import records
-from torpor.testing import invariants
+from torpor.testing import invariants, invariants_ledger
 from torpor.testing.recording import Ending
 from torpor.testing.violations import Invariant, Violation
 
@@ -90,6 +90,7 @@ class Battery:
         self._checker = checker
         self._seed = seed
         self._folder = folder
+        (folder / "probes").mkdir(exist_ok=True)
         self._say = say
         self._warn = warn
         self.measures = measures.Measures(world, load)
@@ -99,21 +100,25 @@ class Battery:
         #: Why the run ended early.
         self.broken_off = ""
         self._steps = 0
-        #: Reports of losses that were counted: session and event.
-        self._reported: set[tuple[str, int]] = set()
+        #: Reports of losses that were counted: session, event, and the owner's clock.
+        self._reported: set[tuple[str, int, int]] = set()
+        #: How many of the recorded operations were searched for such reports.
+        self._searched = 0
 
     async def run(self, steps: Iterable[schedule.Step], *, until_s: float) -> None:
         """Run the steps; those that are not required only until then, on the monotonic clock."""
         self._world.call_everybody = self._load.call_everybody
         nothing = schedule.Step(turns=(), required=True)
         await self._episode(nothing)
-        await self.measures.measure_wakes()
+        if not self.broken_off:
+            await self.measures.measure_wakes()
         for step in steps:
             if self.broken_off or (not step.required and time.monotonic() > until_s):
                 break
             for turn in await self._episode(step):
                 # They may be in each other's way; alone, it has to come about.
-                await self._episode(schedule.Step(turns=(turn,), required=True))
+                if not self.broken_off:
+                    await self._episode(schedule.Step(turns=(turn,), required=True))
         if not self.broken_off:
             await self._episode(nothing)
 
@@ -122,7 +127,8 @@ class Battery:
     async def _episode(self, step: schedule.Step) -> list[schedule.Turn]:
         """Run a step; returns the faults that did not come about in the company of others."""
         self._steps += 1
-        names = [turn.fault.name for turn in step.turns] or [report.NO_FAULT]
+        name = step.name or report.NO_FAULT
+        names = [turn.fault.name for turn in step.turns] or [name]
         accounts = [self.accounts.setdefault(name, report.Account(name)) for name in names]
         self._load.accounts = accounts
         begun_s = time.monotonic()
@@ -130,13 +136,13 @@ class Battery:
         healed_s = time.monotonic()
         healthy_after_s = await self._load.healthy(HEALTHY_MAX_S)
         found = invariants.healed(
-            step.name,
+            name,
             healed_s=healed_s,
             healthy_s=None if healthy_after_s is None else healed_s + healthy_after_s,
             bound_s=HEALTHY_MAX_S,
         )
         if healthy_after_s is None and await self._load.healthy(GIVE_UP_S) is None:
-            self.broken_off = f"nothing was healthy {GIVE_UP_S:g} s after {step.name!r}"
+            self.broken_off = f"nothing was healthy {GIVE_UP_S:g} s after {name!r}"
         losing = any(turn.fault.loses for turn in step.turns)
         found += await self._verify(accounts, losing=losing)
         episode = Episode(
@@ -159,17 +165,21 @@ class Battery:
         leases = random.Random(f"{name}/stands").uniform(*STANDS_LEASES[turn.fault.cost])
         watch = self.measures.watch(turn, leases * self._world.lease_ttl_ms / 1000)
         begun_s, damaged = time.monotonic(), len(self._world.damaged)
+        excused = not turn.fault.loses
         try:
             async with (
                 asyncio.timeout(FAULT_MAX_S),
                 watch,
                 turn.fault.inject(self._world, random.Random(name)),
             ):
-                if turn.fault.loses:
+                if not excused:
                     self._excuse(damaged, since_s=begun_s)
+                    excused = True
                 await watch.stand()
         except Exception as error:
             # Whatever it is: the run goes on, and the row says so.
+            if not excused:
+                self._excuse(damaged, since_s=begun_s)
             return f"run {turn.run}: {type(error).__name__}: {error}"
         return ""
 
@@ -202,6 +212,8 @@ class Battery:
                 else:
                     self._load.former.append(slot)
             await self._load.retire_long()
+            found += self._refused_with_a_loss(losing=losing)
+            self._file_away()
             return found + self._checker.late()
         finally:
             self._load.resume()
@@ -216,18 +228,43 @@ class Battery:
             return [Violation(invariant=Invariant.HEALED, session=slot.key, detail=detail)]
         found = self._checker.verify(slot.key, reading.events, begun_s=reading.begun_s, final=final)
         for event in reading.events:
-            reported = (slot.key, event.seq)
+            reported = (slot.key, event.seq, event.at_ms)
             if event.type != messages.SESSION_RECOVERED or reported in self._reported:
                 continue
             self._reported.add(reported)
             for account in accounts:
                 account.losses += 1
             if not losing:
-                detail = (
-                    f"event {event.seq} reports a loss, and nothing was to be lost: {event.data}"
-                )
+                detail = f"event {event.seq} reports a loss where none may be: {event.data}"
                 found.append(Violation(invariant=Invariant.ONCE, session=slot.key, detail=detail))
         return found
+
+    def _refused_with_a_loss(self, *, losing: bool) -> list[Violation]:
+        """Return what is wrong if clients were told of losses: all, if nothing may be lost."""
+        recorded = self._load.recorder.operations
+        new, self._searched = recorded[self._searched :], len(recorded)
+        return [
+            Violation(
+                invariant=Invariant.ONCE,
+                session=operation.key,
+                detail=f"{operation.kind} was refused with {operation.reason} where none may be",
+                operations=(operation.id,),
+            )
+            for operation in new
+            if operation.reason in invariants_ledger.LOST and not losing
+        ]
+
+    def _file_away(self) -> None:
+        """Move the records of processes that have ended to where nobody reads them again."""
+        ended = [
+            path
+            for path in self._world.probes.folder.glob(f"*{probes.RECORD}")
+            if measures.state(int(path.name.partition("-")[0])) in measures.DEAD
+        ]
+        # Only now: what they wrote before they ended is all there, and read.
+        self._checker.collect()
+        for path in ended:
+            shutil.move(path, self._folder / "probes" / path.name)
 
     async def _inboxes_empty(self) -> None:
         """Wait until all accepted messages had their turns.
@@ -297,4 +334,5 @@ class Battery:
         runs = ", ".join(f"{turn.fault.name!r} run {turn.run}" for turn in step.turns)
         self._warn(f"  found after {runs or report.NO_FAULT}, seed {self._seed}: {self._folder}")
         # The processes go on writing; what they wrote of this is there.
-        shutil.copytree(self._world.probes.folder, self._folder / "probes", dirs_exist_ok=True)
+        for path in self._world.probes.folder.glob(f"*{probes.RECORD}"):
+            shutil.copy(path, self._folder / "probes")

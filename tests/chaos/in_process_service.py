@@ -218,7 +218,7 @@ class World:
         self.duplicate = 1
         self.call_everybody: Any = None
         self.probes = types.SimpleNamespace(folder=folder / "probes")
-        self.probes.folder.mkdir()
+        self.probes.folder.mkdir(parents=True)
         self.store = types.SimpleNamespace(sessions=self)
         self.service = Service()
 

@@ -42,8 +42,8 @@ CALLED = "called at once"
 _LOOK_EVERY_S = 0.02
 
 #: First letters of a process's state: it is dead; it is stopped.
-_DEAD = ("", "Z", "X")
-_STOPPED = ("T", "t")
+DEAD = ("", "Z", "X")
+STOPPED = ("T", "t")
 
 
 class Watch(Protocol):
@@ -187,7 +187,7 @@ class Answering:
 
     def _look(self) -> None:
         for key, owner in self._owners.items():
-            if key not in self._died_s and state(owner.pid) in _DEAD:
+            if key not in self._died_s and state(owner.pid) in DEAD:
                 self._died_s[key] = time.monotonic()
         living = {owner.node for key, owner in self._owners.items() if key not in self._died_s}
         for slot in self._load.slots:
@@ -259,7 +259,7 @@ class Elsewhere:
         self._elsewhere = {
             key
             for key, owner in self._owners.items()
-            if state(owner.pid) not in (*_DEAD, *_STOPPED) and now.get(key) == owner
+            if state(owner.pid) not in (*DEAD, *STOPPED) and now.get(key) == owner
         }
 
     async def _sample(self, calls: list[asyncio.Task[Operation]]) -> None:

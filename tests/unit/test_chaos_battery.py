@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import os
 import pathlib
 import random
 import sys
@@ -49,7 +50,7 @@ def run(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     monkeypatch.setattr(load, "PROBE_PAUSE_S", 0.01)
 
     async def run_faults(*faults: fault.Fault, together: bool = False) -> Ran:
-        world, said = World(tmp_path), []
+        world, said = World(tmp_path / "world"), []
         monkeypatch.setattr(
             witness_client, "Client", lambda **fields: Client(world.service, **fields)
         )
@@ -93,6 +94,7 @@ async def test_a_violation_is_held_against_the_fault_that_stood(
     @contextlib.asynccontextmanager
     async def leak(world: World, _rng: random.Random) -> AsyncIterator[None]:
         world.service.leaky = True
+        (world.probes.folder / f"{os.getpid()}-1.jsonl").touch()
         await world.service.leaked.wait()
         yield
         world.service.leaky = False
@@ -107,8 +109,28 @@ async def test_a_violation_is_held_against_the_fault_that_stood(
     assert any("'leak' run 0, seed 7" in line for line in ran.said)
     lines = [json.loads(line) for line in (tmp_path / "faults.jsonl").read_text().splitlines()]
     assert [line["faults"][0][0] for line in lines if line.get("violations")] == ["leak"]
-    assert (tmp_path / "probes").is_dir()
+    assert (tmp_path / "probes" / f"{os.getpid()}-1.jsonl").exists()
     assert recording.load(tmp_path / "operations.jsonl")
+
+
+async def test_records_of_processes_that_have_ended_are_filed_away(
+    run: Run, tmp_path: pathlib.Path
+) -> None:
+    """Nobody has to read them again, and they are there for whoever looks into the run."""
+
+    @contextlib.asynccontextmanager
+    async def kill(world: World, _rng: random.Random) -> AsyncIterator[None]:
+        process = await asyncio.create_subprocess_exec("true")
+        await process.wait()
+        (world.probes.folder / f"{process.pid}-1.jsonl").touch()
+        (world.probes.folder / f"{os.getpid()}-1.jsonl").touch()
+        yield
+
+    await run(a_fault("kill", inject=kill))
+    (filed,) = (tmp_path / "probes").iterdir()
+    (left,) = (tmp_path / "world" / "probes").iterdir()
+    assert left.name.startswith(f"{os.getpid()}-")
+    assert filed.name != left.name
 
 
 async def test_a_fault_that_cannot_be_injected_is_an_error_of_its_row(run: Run) -> None:
