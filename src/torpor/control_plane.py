@@ -70,7 +70,7 @@ class ControlPlane:
         for running, answers in zip(everywhere, alive, strict=True):
             if not answers:
                 del self.running[running.node]
-        await self._withdraw_dead(nodes)
+        await self._withdraw_lost(nodes)
         # Only now: what is wrong with one node must not keep the others from service.
         for each in brought_up:
             if isinstance(each, BaseException):
@@ -105,14 +105,20 @@ class ControlPlane:
         """Close the connections to the store; what was started lives on."""
         await self._store.close()
 
-    async def _withdraw_dead(self, nodes: Collection[str]) -> None:
-        """Take nodes off the list that Ray does not have any more and whose lease is over.
+    async def _withdraw_lost(self, hosts: Collection[str]) -> None:
+        """Take nodes off the list that Ray does not have any more, and end their terms.
 
-        A node that comes back has another id, so the list would only ever grow.
+        A node that comes back has another id, so the list would only ever grow. One that Ray wrote
+        off, but whose agent still reaches the store, would keep sessions that nobody can call.
         """
+        written_off = {node["NodeID"] for node in ray.nodes() if not node["Alive"]}
         for view in await self._store.nodes.views():
-            if not view.alive and view.record.node not in nodes:
-                await self._store.nodes.withdraw(view.record.node)
+            node = view.record.node
+            if view.alive and node in written_off:
+                await self._store.nodes.drop_lease(node, view.record.incarnation)
+            # One that is alive and not known here is another control plane's, brought up just now.
+            if node in written_off or (not view.alive and node not in hosts):
+                await self._store.nodes.withdraw(node)
 
     def _hosts(self) -> list[dict[str, Any]]:
         alive = [node for node in ray.nodes() if node["Alive"]]

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from torpor import control_plane, deployment, errors
-from torpor.storage import memory_store
+from torpor.storage import memory_store, records
 from torpor.testing import eventually
 
 BROKEN, SOUND = "node-1", "node-2"
@@ -79,6 +79,39 @@ async def test_broken_node_keeps_no_other_from_service(plane: Plane) -> None:
         await plane.reconcile()
     assert list(plane.running) == [SOUND]
     assert plane.actor.refreshed == 1
+
+
+async def test_term_of_node_that_ray_wrote_off_is_ended(
+    plane: Plane, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its agent may still reach the store; its sessions must be free to be taken over."""
+    nodes = plane._store.nodes
+    for name in (BROKEN, SOUND, "of another control plane"):
+        await nodes.claim_lease(name, "first life", ttl_ms=60_000)
+        await nodes.announce(_record(name))
+    listed = [
+        {"NodeID": name, "Alive": name == SOUND, "NodeManagerHostname": name}
+        for name in (BROKEN, SOUND)
+    ]
+    monkeypatch.setattr(control_plane.ray, "nodes", lambda: listed)
+    await plane.reconcile()
+    left = {view.record.node for view in await nodes.views() if view.alive}
+    assert left == {SOUND, "of another control plane"}
+    assert not await nodes.lease_stands(BROKEN, "first life")
+
+
+def _record(node: str) -> records.NodeRecord:
+    return records.NodeRecord(
+        node=node,
+        name=node,
+        incarnation="first life",
+        agent_actor="",
+        gateway="host:1",
+        sessions_max=1,
+        cpus=1.0,
+        memory_bytes=1,
+        started_ms=0,
+    )
 
 
 async def test_keeping_outlives_odd_errors(plane: Plane, monkeypatch: pytest.MonkeyPatch) -> None:
