@@ -30,7 +30,7 @@ LOOKS_MAX = 6
 #: Hot events that are held at the same time: at most 256 MiB, if all are the largest.
 _HOT_EVENTS = 64
 #: What decoding raises when bytes are not what a codec wrote.
-_UNDECODABLE = (ValueError, KeyError, TypeError, IndexError, msgspec.MsgspecError, errors.DataLoss)
+UNDECODABLE = (ValueError, KeyError, TypeError, IndexError, msgspec.MsgspecError, errors.DataLoss)
 
 _UNREADABLE = (errors.DataLoss, errors.StorageUnavailable)
 
@@ -116,7 +116,7 @@ class Examiner:
         try:
             head = record_codec.head(key, look.head)
             points = await self._store.sessions.restore_points(key)
-        except _UNDECODABLE as error:
+        except UNDECODABLE as error:
             text = f"its records cannot be decoded ({error!r}); {_FROM_A_COPY}"
             return look.head, Examined(
                 key=key, found=[findings.of(_What.HEAD_UNREADABLE, key, text)]
@@ -146,7 +146,7 @@ class Examiner:
         while True:
             try:
                 page = await self._store.sessions.hot(key, after=after, limit=_HOT_EVENTS)
-            except _UNDECODABLE as error:
+            except UNDECODABLE as error:
                 text = f"events after {after} cannot be decoded ({error!r}); {_FROM_A_COPY}"
                 return [findings.of(_What.HISTORY_CORRUPT, key, text, where=str(after + 1))]
             seen = (page.hot_from, page.next_seq, page.cold_index)
@@ -318,7 +318,7 @@ def _inbox(key: records.SessionKey, look: redis_inspection.Look) -> Iterator[fin
         request_id = raw.decode(errors="backslashreplace")
         try:
             record_codec.items([entry])
-        except _UNDECODABLE as error:
+        except UNDECODABLE as error:
             text = f"a message that waits cannot be decoded ({error!r}); {_FROM_A_COPY}"
             yield findings.of(_What.INBOX_CORRUPT, key, text, where=request_id)
         if raw not in remembered:

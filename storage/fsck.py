@@ -288,6 +288,8 @@ class Fsck:
                 head = await self._store.sessions.head(records.SessionKey(tenant, session))
             except (errors.SessionNotFound, errors.SessionDeleted):
                 continue
+            except examination.UNDECODABLE:
+                return False
             if head.owner is not None and (head.epoch, head.version) == mark:
                 return False
         return True

@@ -112,6 +112,10 @@ async def test_a_frozen_owner_may_commit_late(world: StoredWorld) -> None:
         await world.check(repair=True)
         assert _aside(world, folder).exists()
         assert _aside(world, file).exists()
+    epoch = await world.redis("HGET", keys.head(head.key), "e")
+    await world.redis("HSET", keys.head(head.key), "e", "nonsense")
+    assert "head-unreadable" in await world.names(repair=True)
+    await world.redis("HSET", keys.head(head.key), "e", epoch)
     await world.store.sessions.commit(store_samples.commit(head, manifest=folder.name))
     unneeded = _put(world, b"unneeded")
     assert {found.what for found in await world.check(repair=True)} == {
