@@ -6,7 +6,7 @@ import pathlib
 import msgspec
 import pytest
 
-from torpor import errors
+from torpor import errors, messages
 from torpor.testing import invariants, recorded_run, recording, violations
 from torpor.testing.recorded_run import KEY, Run
 from torpor.testing.recording import Ending, Kind, Operation
@@ -119,3 +119,24 @@ def test_after_a_fault_that_may_lose_all_is_read_again(live: Live) -> None:
     assert live.checker.last_seq(KEY) == 0
     assert live.verify() == []
     assert [one.invariant for one in live.verify(final=True)] == [violations.Invariant.ONCE]
+
+
+def test_event_that_changed_between_two_readings(live: Live) -> None:
+    """An event that was read, and is another one when it is read again."""
+    live.repeat(*live.run.operations)
+    assert live.verify() == []
+    live.run.events[1] = msgspec.structs.replace(live.run.events[1], type="app.other")
+    found = live.checker.verify(KEY, live.run.events, begun_s=99.0)
+    assert [one.invariant for one in found] == [violations.Invariant.COMMITTED]
+
+
+def test_session_that_is_being_made_may_be_lost_too(live: Live) -> None:
+    """A loss in a session of which nothing had ended when the store went back is excused."""
+    live.recorder.begin(Kind.CREATE, tenant="red", session="s1")
+    live.checker = invariants.Checker(live.recorder)
+    live.checker.may_lose(50.0)
+    live.repeat(*live.run.operations)
+    kept, lost = live.run.go_back(1)
+    fields = {"from_version": lost, "to_version": kept, "lost": {"events": [1, 2]}}
+    live.run.event(messages.SESSION_RECOVERED, **fields)
+    assert live.verify(final=True) == []

@@ -5,7 +5,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from torpor import messages
+from torpor import errors, messages
 from torpor.testing import invariants, recorded_run, recording, violations, witness
 from torpor.testing.recorded_run import KEY, Run
 from torpor.testing.recording import Ending, Kind, Reply
@@ -36,11 +36,28 @@ def test_sound_run_is_sound(run: Run) -> None:
 # --- I1 -------------------------------------------------------------------------------------------
 
 
-def test_zombie_that_commits(run: Run) -> None:
-    """A commit of an epoch that had been followed by another one."""
-    run.records.append(
-        msgspec.structs.replace(run.records[-1], epoch=1, nonce="nonce-1", pid=1001, version=9)
+@pytest.mark.parametrize("late", [False, True])
+@pytest.mark.parametrize(
+    "commit",
+    [
+        # Of an epoch that had been followed by another one.
+        {"epoch": 1, "nonce": "nonce-1", "pid": 1001, "version": 9},
+        # Of a version that was there when its epoch began.
+        {"version": 2, "commit_id": "commit-2"},
+    ],
+)
+def test_commit_of_another_epoch(run: Run, commit: dict[str, Any], *, late: bool) -> None:
+    """A commit that its epoch cannot have made, in whatever order the records come."""
+    if late:
+        run.records.reverse()
+    assert run.found() == set()
+    run.records.insert(
+        0 if late else len(run.records), msgspec.structs.replace(run.records[-1], **commit)
     )
+    if late:
+        run.records[0] = msgspec.structs.replace(
+            next(one for one in run.records[1:] if one.version == 5), **commit
+        )
     assert run.found() == {"I1"}
 
 
@@ -51,16 +68,19 @@ def test_second_holder_of_an_epoch(run: Run, other: dict[str, Any]) -> None:
     assert run.found() == {"I1"}
 
 
-def test_gap_in_the_history(run: Run) -> None:
-    """A missing event, or a version that nobody tried to commit."""
-    del run.events[-1]
-    run.operations.pop()
-    assert run.found() == set()
+def test_version_that_nobody_committed(run: Run) -> None:
+    """A version without an event, which nobody tried to commit."""
     run.version += 1
     run.event("app.note")
     assert run.found() == {"I1"}
-    run.events[-1] = msgspec.structs.replace(run.events[-1], seq=99)
-    assert "I1" in run.found()
+
+
+@pytest.mark.parametrize("wrong", [{"seq": 99}, {"version": 2}])
+def test_gap_in_the_history(run: Run, wrong: dict[str, int]) -> None:
+    """A number of an event that is left out, or a version that is less than the one before."""
+    run.event("app.note")
+    run.events[-1] = msgspec.structs.replace(run.events[-1], **wrong)
+    assert run.found() == {"I1"}
 
 
 def test_version_without_events(run: Run) -> None:
@@ -186,6 +206,14 @@ def test_unknown_append_that_was_seen(run: Run) -> None:
     assert run.found() == {"I3"}
 
 
+def test_unknown_append_before_what_had_ended(run: Run) -> None:
+    """Also an append whose end nobody knows is not before what had ended when it began."""
+    run.turn("y", begun_s=50.0, ending=Ending.UNKNOWN, reply=None)
+    assert run.found() == set()
+    run.turn("z", begun_s=40.0, ended_s=41.0)
+    assert run.found() == {"I3"}
+
+
 # --- I4 -------------------------------------------------------------------------------------------
 
 
@@ -200,11 +228,15 @@ def test_part_of_another_version(run: Run, part: str) -> None:
 
 
 def test_agent_that_read_another_history(run: Run) -> None:
-    """A token whose number and digest are not those of its place."""
-    seq = run.events[-4].seq
-    assert run.events[seq - 1].type == witness.TOKEN
-    run.change(seq, chain="other")
-    assert "I4" in run.found()
+    """A token whose number and digest are not those of its place; told once, too."""
+    token = next(one for one in reversed(run.events) if one.type == witness.TOKEN)
+    run.change(token.seq, chain="other")
+    for event in run.events[token.seq :]:
+        if event.type == messages.AGENT_MESSAGE:
+            run.change(event.seq, data=event.data["data"] | {"chain": "other"})
+    history = invariants.History(operations=run.operations[:2], sessions={KEY: run.events})
+    found = [one for one in invariants.check(history) if one.invariant is Invariant.ONE_VERSION]
+    assert len(found) == 1
 
 
 # --- I5 -------------------------------------------------------------------------------------------
@@ -241,6 +273,14 @@ def test_event_that_history_does_not_have(run: Run) -> None:
         run.operations.pop()
     run.told(Kind.GET, reply=Reply(seq=99, version=99))
     assert run.found() == {"I5"}
+
+
+def test_event_that_was_left_out(run: Run) -> None:
+    """A client that was shown a history with a gap."""
+    seen = [recording.seen(event, token_type=witness.TOKEN) for event in run.events]
+    newest = Reply(seq=len(run.events), version=run.version)
+    run.told(Kind.EVENTS, reply=newest, seen=seen[:3] + seen[4:])
+    assert run.found() == {"I1"}
 
 
 # --- I6, I7, I8 -----------------------------------------------------------------------------------
@@ -290,6 +330,15 @@ def test_deleted_stays_deleted(run: Run) -> None:
     run.told(Kind.GET, begun_s=54.0, ended_s=55.0, ending=Ending.FAIL, reason="SESSION_DELETED")
     assert run.found(sessions={}) == set()
     run.told(Kind.CREATE, begun_s=56.0, ended_s=57.0)
+    assert run.found(sessions={}) == {"I8"}
+
+
+def test_told_to_be_deleted(run: Run) -> None:
+    """Once somebody was told that it is deleted, it is, whatever became of the delete itself."""
+    run.told(Kind.DELETE, begun_s=50.0, ended_s=51.0, ending=Ending.UNKNOWN)
+    reason = errors.SessionDeleted.reason
+    run.told(Kind.READ, begun_s=52.0, ended_s=53.0, ending=Ending.FAIL, reason=reason)
+    run.told(Kind.GET, begun_s=54.0, ended_s=55.0)
     assert run.found(sessions={}) == {"I8"}
 
 

@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from torpor import errors, messages
-from torpor.testing import recorded_run
+from torpor.testing import recorded_run, witness
 from torpor.testing.recorded_run import KEY, Run
 from torpor.testing.recording import Ending, Kind, Reply
 
@@ -99,20 +99,68 @@ def test_second_writer_after_a_loss(run: Run) -> None:
     assert run.found(lossy={KEY: at_s}) == {"I1"}
 
 
-@pytest.mark.parametrize("files", [[], ["tokens"]])
-def test_recovery_from_damage(run: Run, files: list[str]) -> None:
-    """After a recovery state and files are of the version that it names, of no other."""
-    lost = run.version
+def test_zombie_before_a_loss(run: Run) -> None:
+    """What went wrong in the former store is not excused by its loss."""
+    zombie = {"epoch": 1, "nonce": "nonce-1", "pid": 1001, "version": 9}
+    run.records.append(msgspec.structs.replace(run.records[-1], **zombie))
+    run.now_s += 1
+    assert run.found(lossy={KEY: run.now_s}) == {"I1"}
+
+
+def test_commit_between_two_stores(run: Run) -> None:
+    """What was sent to the former store and answered late is no second writer to the later one."""
+    sent, answered = run.records[-2:]
+    at_s = run.now_s + 1
+    lost = {"commit_id": "between", "version": 6}
+    late = [msgspec.structs.replace(sent, **lost)]
+    late.append(msgspec.structs.replace(answered, at_s=at_s + 5, **lost))
+    run.now_s += 2
+    run.turn("d")
+    run.records += late
+    assert run.found() == {"I1"}
+    assert run.found(lossy={KEY: at_s}) == set()
+
+
+def test_inbox_and_tombstone_may_be_lost(run: Run) -> None:
+    """No version names what waits in an inbox, or that a session was deleted."""
+    run.told(Kind.ACCEPT, "later", request_id="posted")
+    run.told(Kind.DELETE)
+    newest = Reply(seq=len(run.events), version=run.version)
+    run.told(Kind.GET, begun_s=20.0, ended_s=21.0, reply=newest)
+    assert run.found() == {"I2", "I8"}
+    assert run.found(lossy={KEY: 10.0}) == set()
+
+
+def _recovered(run: Run, files: list[str]) -> None:
+    lost = {"versions": [3, run.version], "state": True}
     run.event(
         messages.SESSION_RECOVERED,
-        from_version=lost,
+        from_version=run.version,
         to_version=2,
-        lost={"versions": [3, lost], "state": True, "files": files, "files_total": len(files)},
+        lost=lost | {"files": files, "files_total": len(files)},
     )
     run.held = ["a"]
-    if not files:
-        run.turn("d")
+
+
+def test_recovery_from_damage(run: Run) -> None:
+    """After a recovery state and files are of the version that it names, of no other."""
+    _recovered(run, [])
+    run.turn("d")
     assert run.found(damaged=[KEY]) == set()
     run.held = ["a", "b"]
     run.turn("e")
     assert run.found(damaged=[KEY]) == {"I8"}
+
+
+@pytest.mark.parametrize(
+    ("files", "found"), [([], {"I8"}), (["tokens"], set()), (["./"], set()), (["other"], {"I8"})]
+)
+def test_recovery_without_the_file(run: Run, files: list[str], found: set[str]) -> None:
+    """A file that a recovery could not bring back begins anew; any other is what it was."""
+    _recovered(run, files)
+    run.turn("d")
+    anew = {"file_n": 1, "file_chain": witness.chain_of(["d"])}
+    run.change(len(run.events), data=run.events[-1].data["data"] | anew)
+    run.operations.pop()
+    run.told(Kind.ACCEPT, "d", request_id="request-4")
+    assert run.found(damaged=[KEY]) == found

@@ -77,12 +77,13 @@ class SessionLedger:
 
     def operation(self, operation: Operation) -> None:
         """Take in an operation that ended, in the order of the ends."""
-        ended_s = operation.ended_s or 0.0
         ok = operation.ending is Ending.OK
-        if operation.reason == errors.SessionDeleted.reason or (
-            ok and operation.kind is Kind.DELETE
-        ):
-            self._deleted_s = min(self._deleted_s, ended_s)
+        deleted = ok and operation.kind is Kind.DELETE
+        if deleted or operation.reason == errors.SessionDeleted.reason:
+            ended_s = operation.ended_s or 0.0
+            # Before, the tombstone may be among what was lost.
+            if ended_s > self._lossy_s:
+                self._deleted_s = min(self._deleted_s, ended_s)
         elif ok and operation.begun_s > self._deleted_s:
             self._say(Invariant.GUARDS, f"{operation.kind} after it was deleted", operation.id)
         else:
