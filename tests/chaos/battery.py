@@ -45,6 +45,8 @@ INBOX_MAX_S = 20.0
 FAULT_MAX_S = 300.0
 #: How long faults stand, in leases: shorter and longer than one.
 STANDS_LEASES = {fault.Cost.CHEAP: (0.1, 0.4), fault.Cost.EXPENSIVE: (0.2, 1.2)}
+#: All sessions: the store itself may have lost something.
+ANY = "*"
 _POLL_S = 0.05
 
 
@@ -102,6 +104,8 @@ class Battery:
         self._steps = 0
         #: Reports of losses that were counted: session, event, and the owner's clock.
         self._reported: set[tuple[str, int, int]] = set()
+        #: Sessions of which losses may be reported in this episode, or `ANY`.
+        self._excused: set[str] = set()
         #: How many of the recorded operations were searched for such reports.
         self._searched = 0
 
@@ -131,6 +135,7 @@ class Battery:
         names = [turn.fault.name for turn in step.turns] or [name]
         accounts = [self.accounts.setdefault(name, report.Account(name)) for name in names]
         self._load.accounts = accounts
+        self._excused.clear()
         begun_s = time.monotonic()
         failures = await asyncio.gather(*(self._break(turn) for turn in step.turns))
         healed_s = time.monotonic()
@@ -143,8 +148,7 @@ class Battery:
         )
         if healthy_after_s is None and await self._load.healthy(GIVE_UP_S) is None:
             self.broken_off = f"nothing was healthy {GIVE_UP_S:g} s after {name!r}"
-        losing = any(turn.fault.loses for turn in step.turns)
-        found += await self._verify(accounts, losing=losing)
+        found += await self._verify(accounts)
         episode = Episode(
             faults=tuple(
                 (turn.fault.name, turn.run, failure)
@@ -185,24 +189,22 @@ class Battery:
 
     def _excuse(self, damaged: int, *, since_s: float) -> None:
         """Tell the checker what may be lost now, provided that it is reported."""
-        if len(self._world.damaged) > damaged:
-            for each in self._world.damaged[damaged:]:
-                self._checker.may_be_damaged(str(each.key))
-        else:
+        for each in self._world.damaged[damaged:]:
+            self._excused.add(str(each.key))
+            self._checker.may_be_damaged(str(each.key))
+        if len(self._world.damaged) == damaged:
+            self._excused.add(ANY)
             self._checker.may_lose(time.monotonic(), since_s=since_s)
 
     # --- what must hold ---------------------------------------------------------------------------
 
-    async def _verify(self, accounts: Sequence[report.Account], *, losing: bool) -> list[Violation]:
+    async def _verify(self, accounts: Sequence[report.Account]) -> list[Violation]:
         """Judge everything that happened since the last time."""
         quiet = await self._load.pause(PAUSE_MAX_S)
         await self._inboxes_empty()
         try:
             readings = await asyncio.gather(
-                *(
-                    self._judge(slot, accounts, final=quiet, losing=losing)
-                    for slot in self._load.slots
-                )
+                *(self._judge(slot, accounts, final=quiet) for slot in self._load.slots)
             )
             found = [violation for reading in readings for violation in reading]
             former, self._load.former = self._load.former, []
@@ -212,14 +214,14 @@ class Battery:
                 else:
                     self._load.former.append(slot)
             await self._load.retire_long()
-            found += self._refused_with_a_loss(losing=losing)
+            found += self._told_of_losses()
             self._file_away()
             return found + self._checker.late()
         finally:
             self._load.resume()
 
     async def _judge(
-        self, slot: "Slot", accounts: Sequence[report.Account], *, final: bool, losing: bool
+        self, slot: "Slot", accounts: Sequence[report.Account], *, final: bool
     ) -> list[Violation]:
         try:
             reading = await self._load.read_back(slot, self._checker.last_seq(slot.key))
@@ -234,12 +236,12 @@ class Battery:
             self._reported.add(reported)
             for account in accounts:
                 account.losses += 1
-            if not losing:
+            if not self._excused & {ANY, slot.key}:
                 detail = f"event {event.seq} reports a loss where none may be: {event.data}"
                 found.append(Violation(invariant=Invariant.ONCE, session=slot.key, detail=detail))
         return found
 
-    def _refused_with_a_loss(self, *, losing: bool) -> list[Violation]:
+    def _told_of_losses(self) -> list[Violation]:
         """Return what is wrong if clients were told of losses: all, if nothing may be lost."""
         recorded = self._load.recorder.operations
         new, self._searched = recorded[self._searched :], len(recorded)
@@ -251,7 +253,8 @@ class Battery:
                 operations=(operation.id,),
             )
             for operation in new
-            if operation.reason in invariants_ledger.LOST and not losing
+            if operation.reason in invariants_ledger.LOST
+            and not self._excused & {ANY, operation.key}
         ]
 
     def _file_away(self) -> None:
@@ -304,7 +307,8 @@ class Battery:
             if episode.healthy_after_s is None
             else f"healthy after {episode.healthy_after_s:.1f} s"
         )
-        self._say(f"{self._steps}: {step.name or report.NO_FAULT}: {after}")
+        count = len(self._load.recorder.operations)
+        self._say(f"{count} operations · {self._steps}: {step.name or report.NO_FAULT}: {after}")
         with (self._folder / "faults.jsonl").open("ab") as file:
             file.write(msgspec.json.encode(episode) + b"\n")
         if episode.violations:

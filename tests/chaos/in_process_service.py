@@ -76,6 +76,11 @@ class Session:
         data = {"from_version": lost, "to_version": kept, "lost": {"events": gone}}
         self.commit((messages.SESSION_RECOVERED, data))
 
+    def lose_state(self) -> None:
+        """Have a state and files that are not as they were, with nothing else lost; and say so."""
+        data = {"from_version": self.version, "to_version": self.version, "lost": {}}
+        self.commit((messages.SESSION_RECOVERED, data))
+
 
 class Service:
     """All sessions, and how the service behaves."""

@@ -10,6 +10,7 @@ import asyncio
 import json
 import pathlib
 import random
+import re
 import secrets
 import shlex
 import shutil
@@ -70,9 +71,9 @@ async def _run(
     profile = schedule.PROFILES[arguments.profile]
     minutes = arguments.minutes or profile.minutes
     folder = BUILD / "chaos" / seed
-    folder.mkdir(parents=True, exist_ok=True)
-    for old in folder.glob("*.jsonl"):
-        old.unlink()
+    # Of an earlier run with this seed.
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
     recorder = recording.Recorder(folder / "operations.jsonl")
     progress.say("starting the world")
     async with (
@@ -133,7 +134,9 @@ def _chosen(arguments: argparse.Namespace) -> Sequence[Fault]:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--profile", choices=schedule.PROFILES, default=schedule.SHORT.name)
-    parser.add_argument("--seed", default="", help="any word; a random number if not given")
+    parser.add_argument(
+        "--seed", type=_seed, default="", help="any word; a random number if not given"
+    )
     parser.add_argument(
         "--fault",
         action="append",
@@ -146,6 +149,13 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--list", action="store_true", help="name all faults and do nothing")
     parser.add_argument("--json", action="store_true", help="print the rows as JSON")
     return parser.parse_args()
+
+
+def _seed(text: str) -> str:
+    if not re.fullmatch(r"[\w-]+", text):
+        # A folder has its name.
+        raise argparse.ArgumentTypeError(f"{text!r} is not made of letters, digits, - and _")
+    return text
 
 
 def _replay(arguments: argparse.Namespace, seed: str) -> str:

@@ -8,6 +8,7 @@ import pathlib
 import random
 import sys
 import time
+import types
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -196,6 +197,21 @@ async def test_a_loss_has_to_be_reported_and_allowed(run: Run, loses: bool) -> N
     row = ran.row("lossy")
     assert row.losses_reported == 1
     assert (row.violations == 0) is loses
+
+
+@pytest.mark.parametrize("damaged", ["red/red-7", "red/red-8"])
+async def test_damage_excuses_the_session_that_is_damaged_alone(run: Run, damaged: str) -> None:
+    """Another session that reports a loss meanwhile is a violation."""
+
+    @contextlib.asynccontextmanager
+    async def torn(world: World, _rng: random.Random) -> AsyncIterator[None]:
+        world.damaged.append(types.SimpleNamespace(key=damaged))
+        world.service.sessions["red/red-7"].lose_state()
+        yield
+
+    ran = await run(a_fault("torn", inject=torn, loses=True))
+    assert ran.row("torn").losses_reported == 1
+    assert (ran.row("torn").violations == 0) is (damaged == "red/red-7")
 
 
 async def test_a_load_that_fails_is_an_error_of_the_row(
