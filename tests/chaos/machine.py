@@ -95,6 +95,9 @@ class Machine:
         )
 
     async def _start_ray(self, *words: str, **environment: str) -> None:
+        # Left by an earlier life. Ray would take the processes of other machines, which it sees
+        # here, for those of this one.
+        (self._folder / "ray_current_cluster").unlink(missing_ok=True)
         process = self.start(
             "ray-start.log",
             *(str(TOOLS / "ray"), "start", f"--node-ip-address={self.address}"),

@@ -4,6 +4,7 @@ import asyncio
 import random
 from collections.abc import AsyncIterator
 
+import machine
 import torpor
 import victims
 from fault import Cost, fault
@@ -11,6 +12,8 @@ from world import World
 
 #: A drained node is empty within this: turns under load are short.
 DRAIN_TIMEOUT_S = 30.0
+#: Five missed health checks, of three seconds each and one between; see `machine`.
+WRITTEN_OFF_S = 22.0
 
 
 @fault("node lost", cost=Cost.EXPENSIVE)
@@ -22,6 +25,30 @@ async def node_lost(world: World, rng: random.Random) -> AsyncIterator[None]:
         yield
     finally:
         await world.start_node(name)
+
+
+@fault("head lost", cost=Cost.EXPENSIVE)
+async def head_lost(world: World, rng: random.Random) -> AsyncIterator[None]:
+    """The machine with Ray's control service and `torpor serve` dies; it comes back later."""
+    await world.kill_head()
+    try:
+        yield
+    finally:
+        await world.start_head()
+        await world.settled()
+
+
+@fault("power failure everywhere", cost=Cost.EXPENSIVE)
+async def power_failure(world: World, rng: random.Random) -> AsyncIterator[None]:
+    """Head, nodes and the sessions' store die in one moment, and are started again."""
+    everything = [world.kill_node(name) for name in world.nodes]
+    await asyncio.gather(*everything, world.kill_head(), world.stores.kill_primary())
+    try:
+        yield
+    finally:
+        await world.stores.start_primary()
+        await world.start_head()
+        await world.settled()
 
 
 @fault("fullest node lost, all sessions called at once", cost=Cost.EXPENSIVE)
@@ -76,6 +103,21 @@ def _cut_off(other: str, what: str) -> None:
 
 _cut_off("store", "store")
 _cut_off("head", "Ray's head")
+
+
+@fault("node parted from Ray's head until written off", cost=Cost.EXPENSIVE)
+async def written_off(world: World, rng: random.Random) -> AsyncIterator[None]:
+    """Ray counts a node as dead whose agent, sessions and gateway live and reach the store."""
+    name = await victims.fullest_node(world)
+    (raylet,) = world.nodes[name].find(machine.Role.RAYLET)
+    try:
+        with world.partition(name, "head"):
+            await asyncio.sleep(WRITTEN_OFF_S)
+            yield
+        # It learns what became of it once it can, and ends.
+        await machine.dies(raylet)
+    finally:
+        await world.settled()
 
 
 @fault("two nodes parted", cost=Cost.EXPENSIVE)

@@ -224,9 +224,9 @@ class World:
         try:
             async with asyncio.timeout(timeout_s):
                 while missing := await self._missing():
-                    for name in missing.keys() & self.nodes.keys():
-                        if not self.nodes[name].find(machine.Role.RAYLET):
-                            await self._restart_ray(self.nodes[name])
+                    affected = [node for name, node in self.nodes.items() if name in missing]
+                    ended = [node for node in affected if not node.find(machine.Role.RAYLET)]
+                    await asyncio.gather(*(self._restart_ray(node) for node in ended))
                     await asyncio.sleep(_POLL_S)
         except TimeoutError:
             raise TimeoutError(f"not settled within {timeout_s} s: {missing}") from None
@@ -283,8 +283,8 @@ class World:
 
     async def kill_node(self, name: str) -> None:
         """End everything on a node at once."""
-        await self._write_off(name)
         await self.nodes[name].kill()
+        await self._write_off(name)
 
     async def start_node(self, name: str) -> None:
         """Start a killed node again; returns once all nodes are in service."""
@@ -313,6 +313,15 @@ class World:
         await self._write_off(name)
         await self._kill(self.nodes[name], machine.Role.RAYLET)
 
+    async def kill_head(self) -> None:
+        """End everything on the head at once: Ray's control service and `torpor serve`."""
+        await self.head.kill()
+
+    async def start_head(self) -> None:
+        """Start a killed head again; Ray's state is in its store."""
+        await self.head.kill()
+        await self.head.start_head(self.stores.ray_address)
+
     async def kill_gcs(self) -> None:
         """Kill Ray's control service."""
         (pid,) = self.head.find(machine.Role.GCS)
@@ -332,8 +341,8 @@ class World:
         await eventually.assert_eventually(answers, NODE_TIMEOUT_S)
 
     async def _restart_ray(self, node: Node) -> None:
-        await self._write_off(node.name)
         await node.kill()
+        await self._write_off(node.name)
         await self._start_ray(node)
 
     async def _write_off(self, name: str) -> None:
