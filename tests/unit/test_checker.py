@@ -121,6 +121,16 @@ def test_after_a_fault_that_may_lose_all_is_read_again(live: Live) -> None:
     assert [one.invariant for one in live.verify(final=True)] == [violations.Invariant.ONCE]
 
 
+def test_tombstone_may_be_lost(live: Live) -> None:
+    """A session whose delete was lost with other writes is there again."""
+    live.repeat(*live.run.operations)
+    live.repeat(live.run.told(Kind.DELETE))
+    live.checker.may_lose(50.0)
+    newest = recording.Reply(seq=len(live.run.events), version=live.run.version)
+    live.repeat(live.run.told(Kind.GET, begun_s=60.0, ended_s=61.0, reply=newest))
+    assert live.verify(final=True) == []
+
+
 def test_event_that_changed_between_two_readings(live: Live) -> None:
     """An event that was read, and is another one when it is read again."""
     live.repeat(*live.run.operations)
