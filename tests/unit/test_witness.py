@@ -125,7 +125,12 @@ async def test_attempts_carry_one_request(
     done = await red.append("s1")
     assert (done.ending, done.attempts, done.reason) == (Ending.OK, 3, "")
     assert done.reply == recording.Reply(
-        n=1, chain="c", state_n=1, state_chain="c", file_n=1, file_chain="c",
+        n=1,
+        chain="c",
+        state_n=1,
+        state_chain="c",
+        file_n=1,
+        file_chain="c",
         seq=4,
         version=2,
         repeated=True,
