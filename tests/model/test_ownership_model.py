@@ -1,6 +1,6 @@
 """The ownership protocol, explored: every order of a few moves, over the scripts as they are.
 
-All scopes together come to some 280,000 states and 950,000 transitions, all answers of the store
+All scopes together come to some 280,000 states and 960,000 transitions, all answers of the store
 asked from a real server. Then the same with a protection taken out, to show that it would be found.
 """
 
