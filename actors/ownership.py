@@ -377,8 +377,13 @@ class Ownership:
 
     def _forget_old(self) -> None:
         since_ms = self._clock.now_ms() - limits.DEDUP_KEEP_MS
+        # Whatever the clock says: one that is ahead must not forget what has just been handled.
+        newest = sorted(known.version for known in self.outcomes.values())
+        since_version = newest[-limits.DEDUP_HOT_MAX :][0] if newest else 0
         self.outcomes = {
             rid: known
             for rid, known in self.outcomes.items()
-            if known.state is records.OutcomeState.PENDING or known.at_ms >= since_ms
+            if known.state is records.OutcomeState.PENDING
+            or known.at_ms >= since_ms
+            or known.version >= since_version
         }

@@ -11,6 +11,7 @@ from contextlib import AbstractAsyncContextManager
 from typing import Any, TypeAlias
 
 import grpc
+from google.protobuf import message
 
 from torpor import clock, errors, ids, status
 from torpor.router import auth, call, deadline
@@ -74,12 +75,17 @@ def _guarded(handler: Handler, guard: Guard, method: str) -> Handler:
         handler.unary_unary or handler.unary_stream or handler.stream_unary or handler.stream_stream
     )
 
+    checked = _all_decoded if handler.request_streaming else _decoded
+
     async def answer(request: Any, context: Context) -> Any:
         async with guard(rpc, context):
-            return await inner(request, context)
+            return await inner(checked(request), context)
 
     async def answer_stream(request: Any, context: Context) -> AsyncIterator[Any]:
-        async with guard(rpc, context), contextlib.aclosing(inner(request, context)) as responses:
+        async with (
+            guard(rpc, context),
+            contextlib.aclosing(inner(checked(request), context)) as responses,
+        ):
             async for response in responses:
                 yield response
 
@@ -91,9 +97,48 @@ def _guarded(handler: Handler, guard: Guard, method: str) -> Handler:
     }[bool(handler.request_streaming), rpc.response_streaming]
     return make(  # type: ignore[no-any-return]
         answer_stream if rpc.response_streaming else answer,
-        handler.request_deserializer,
+        _tolerant(handler.request_deserializer),
         handler.response_serializer,
     )
+
+
+class _Undecodable:
+    """In place of a request that is no message of its method.
+
+    gRPC decodes before anybody is asked who calls, and would log each failure at length.
+    """
+
+    def __init__(self, why: object) -> None:
+        self.why = why
+
+
+def _tolerant(decode: Callable[[bytes], Any] | None) -> Callable[[bytes], Any] | None:
+    # A handler is wrapped once for each guard.
+    if decode is None or getattr(decode, "tolerant", False):
+        return decode
+
+    def decode_or_tell(raw: bytes) -> Any:
+        try:
+            return decode(raw)
+        except message.DecodeError as error:
+            return _Undecodable(error)
+
+    decode_or_tell.tolerant = True  # type: ignore[attr-defined]
+    return decode_or_tell
+
+
+def _decoded(request: Any) -> Any:
+    """Return the request; raise `InvalidField` if it could not be decoded."""
+    if isinstance(request, _Undecodable):
+        raise errors.InvalidField(
+            f"the request is no message of this method: {request.why}", field="request"
+        )
+    return request
+
+
+async def _all_decoded(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
+    async for request in requests:
+        yield _decoded(request)
 
 
 @contextlib.asynccontextmanager

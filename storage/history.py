@@ -112,16 +112,22 @@ class History:
         return found[-limit:]
 
     async def recent_outcomes(self, since_ms: int) -> dict[str, records.Outcome]:
-        """Return the cold outcomes since `since_ms`, the newest `DEDUP_MAX` of them."""
+        """Return the cold outcomes since `since_ms`, the newest `DEDUP_MAX` of them.
+
+        Those of the newest segment are always among them: a clock that is ahead must not forget
+        what has just been handled.
+        """
         hot = await self._sessions.hot(self._key, after=0, limit=1)
         outcomes: dict[str, records.Outcome] = {}
         for entry in reversed(await self._index(hot.cold_index)):
             if len(outcomes) >= limits.DEDUP_MAX:
                 break
             # Clocks of owners differ, so an old segment does not say that all before it are older.
-            if entry.last_at_ms >= since_ms:
+            newest = entry.last_seq + 1 == hot.hot_from
+            if newest or entry.last_at_ms >= since_ms:
                 older = segments.outcomes_of(await self._segment(entry))
-                outcomes = {rid: it for rid, it in older.items() if it.at_ms >= since_ms} | outcomes
+                kept = {rid: it for rid, it in older.items() if newest or it.at_ms >= since_ms}
+                outcomes = kept | outcomes
         return dict(list(outcomes.items())[-limits.DEDUP_MAX :])
 
     async def answer(self, outcome: records.Outcome) -> messages.Event:

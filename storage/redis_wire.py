@@ -88,7 +88,8 @@ class Wire:
             await self.before_writes()
         if self.barrier is None:
             return await self.read(*commands, lost=lost)
-        *replies, reached = await self._exchange((*commands, self.barrier.command), lost)
+        answers = await self._exchange((*commands, *self.barrier.commands), lost)
+        replies, reached = answers[: len(commands)], answers[-1]
         for reply in replies:
             if isinstance(reply, Exception):
                 raise _meaning(reply)
@@ -156,7 +157,13 @@ class Barrier:
 
     def __init__(self, *, local: int, replicas: int, timeout_ms: int) -> None:
         self._wanted = (local, replicas)
-        self.command: Command = ("WAITAOF", local, replicas, timeout_ms)
+        #: `check` takes the reply to the last one.
+        self.commands: tuple[Command, ...] = (("WAITAOF", local, replicas, timeout_ms),)
+        if replicas:
+            # A replica says what its disk has when it is asked, and then once a second. Asked when
+            # it has the write already, its first answer is the one that counts.
+            half_ms = timeout_ms // 2
+            self.commands = (("WAIT", replicas, half_ms), ("WAITAOF", local, replicas, half_ms))
 
     def check(self, reached: Any, lost: type[errors.Unavailable]) -> None:
         """Raise `lost` unless enough disks answered in time."""

@@ -15,12 +15,12 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
+import msgspec
+
 import fault
 import measures
-import msgspec
 import report
 import schedule
-
 from torpor import errors, messages, probes
 from torpor.storage import records
 from torpor.testing import invariants, invariants_ledger

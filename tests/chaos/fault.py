@@ -1,11 +1,7 @@
 """What a fault is: it breaks something in a world, stands for a while, and is healed again.
 
-A new fault is an async generator function that breaks, yields, and heals:
-
-    @fault("session killed", cost=Cost.CHEAP)
-    async def session_killed(world: World, rng: random.Random) -> AsyncIterator[None]:
-        await world.kill_process(await world.some_owner(rng))
-        yield
+A new fault is an async generator function under `@fault(name, cost=…)`: what is before its `yield`
+breaks, what is after it heals. It gets the world and an rng.
 
 The battery drives it to its end also when the run is broken off. Everything that is chosen comes
 from `rng`, so that a seed brings the same choices again.

@@ -11,7 +11,6 @@ from typing import Any
 
 import fault
 import load
-
 from torpor import errors, messages
 from torpor.testing import recording, witness, witness_client
 from torpor.testing.recording import Ending, Kind, Operation, Reply

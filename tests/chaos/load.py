@@ -9,7 +9,6 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Self
 
 import jobs
-
 from torpor import client, errors
 from torpor.testing import recording, witness_client
 from torpor.testing.recording import Ending, Operation

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Protocol, Self
 
 import report
 import schedule
-
 from torpor.testing.recording import Ending, Operation
 
 if TYPE_CHECKING:

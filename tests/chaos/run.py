@@ -18,21 +18,22 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 
-import battery
-import load
 import msgspec
-import network_faults  # noqa: F401 - registers its faults, as those below
+import rich.console
+
+import battery
+import clock_faults  # noqa: F401 - registers its faults, as those below
+import load
+import network_faults  # noqa: F401
 import process_faults  # noqa: F401
 import report
 import request_faults  # noqa: F401
-import rich.console
 import schedule
 import storage_faults  # noqa: F401
 import store_faults  # noqa: F401
 from fault import FAULTS, Fault
-from world import World
-
 from torpor.testing import invariants, recording
+from world import World
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 BUILD = ROOT / "build"

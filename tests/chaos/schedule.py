@@ -7,8 +7,9 @@ import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TypeVar
 
-import fault
 import msgspec
+
+import fault
 
 Item = TypeVar("Item")
 

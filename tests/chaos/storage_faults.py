@@ -9,12 +9,11 @@ import random
 from collections.abc import AsyncIterator, Callable
 
 import damage
-from fault import Cost, fault
-from world import World
-
 import torpor
+from fault import Cost, fault
 from torpor import errors, limits, probes
 from torpor.storage import records
+from world import World
 
 #: Fills the storage; torpor looks into the folders of tenants alone.
 BALLAST_FILE = ".ballast"

@@ -6,9 +6,8 @@ from collections.abc import AsyncIterator
 
 import stores
 from fault import Cost, fault
-from world import World
-
 from torpor.testing import proxy
+from world import World
 
 #: Covers some commits, some claims and some renewals of leases.
 FILLED_UP_BYTES = 128 << 10

@@ -15,9 +15,9 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from types import TracebackType
 from typing import Any, Self
 
-import wall_clock
 from redis import asyncio as redis
 
+import wall_clock
 from torpor import deployment
 from torpor.testing import eventually, proxy, valkey
 

@@ -19,8 +19,10 @@ _PARTS = (keys.head, keys.hot, keys.inbox, keys.dedup, keys.checkpoints)
 _NAMES = tuple(part(KEY) for part in _PARTS)
 _HINTS = keys.wake(keys.wake_shard(KEY))
 #: What the model calls.
-_SCRIPTS = ("acquire", "commit", "create", "delete", "enqueue", "hot", "release", "seal")
-_SCRIPTS += ("unhint", "vacate")
+_SCRIPTS = (
+    *("acquire", "release", "vacate", "commit", "seal"),
+    *("create", "delete", "enqueue", "hot", "unhint"),
+)
 _READ_BYTES = 1 << 16
 
 

@@ -96,6 +96,20 @@ async def test_an_unexpected_error_tells_only_its_id(
     assert "secret detail" in caplog.text
 
 
+@pytest.mark.parametrize("method", ["Sessions/SendMessage", "Workspaces/WriteFile"])
+async def test_what_cannot_be_decoded_is_an_invalid_argument(
+    api: served_gateway.ServedGateway, method: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Bytes that are no message get a typed refusal, and nothing in the log."""
+    path, garbage = f"/torpor.v1.{method}", b"\xff" * 10
+    if method == "Workspaces/WriteFile":
+        call: Any = api.channel.stream_unary(path)(iter([garbage]), metadata=served_gateway.USER)
+    else:
+        call = api.channel.unary_unary(path)(garbage, metadata=served_gateway.USER)
+    assert isinstance(await served_gateway.refusal(call), errors.InvalidField)
+    assert not caplog.records
+
+
 async def test_health_and_reflection_need_no_key(api: served_gateway.ServedGateway) -> None:
     """Probes and grpcurl work on a gateway as it comes."""
     health: Any = health_pb2_grpc.HealthStub(api.channel)

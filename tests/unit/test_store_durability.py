@@ -79,7 +79,7 @@ def test_level_decides_how_writes_wait(
 ) -> None:
     """Writes wait for disks exactly where the server does not do so by itself."""
     found = redis_durability.judge(server(**changes), level).barrier
-    assert (found and found.command[:3]) == barrier
+    assert (found and found.commands[-1][:3]) == barrier
 
 
 def test_unknown_setting_is_noted() -> None:
