@@ -136,7 +136,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--profile", choices=schedule.PROFILES, default=schedule.SHORT.name)
     parser.add_argument(
-        "--seed", type=_seed, default="", help="any word; a random number if not given"
+        "--seed", type=_seed, default=None, help="any word; a random number if not given"
     )
     parser.add_argument(
         "--fault",
