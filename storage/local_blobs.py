@@ -7,6 +7,7 @@ tells most of that, the hash all of it.
 """
 
 import concurrent.futures
+import contextlib
 import os
 import pathlib
 from collections.abc import Callable, Iterable, Iterator
@@ -115,8 +116,9 @@ class LocalBlobStore:
             try:
                 yield from disk_files.read_pieces(path)
             except FileNotFoundError:
+                _look_again(path)
                 # What `fsck` took for an orphan comes back when somebody needs it.
-                if not quarantine.put_back(self._root / tenant, digest):
+                if not path.exists() and not quarantine.put_back(self._root / tenant, digest):
                     raise
                 yield from disk_files.read_pieces(path)
         except FileNotFoundError as error:
@@ -295,6 +297,17 @@ class LocalUpload:
 
 def _path(folder: pathlib.Path, digest: str) -> pathlib.Path:
     return folder / digests.check(digest)[3:5] / digest
+
+
+def _look_again(path: pathlib.Path) -> None:
+    """Let an NFS client forget that a blob was not there, which it may remember for a minute.
+
+    It asks the server when a folder is opened. A blob that another node has just written must not
+    be taken for lost.
+    """
+    for folder in path.parents[2::-1]:
+        with contextlib.suppress(FileNotFoundError):
+            os.listdir(folder)
 
 
 def _sync(path: pathlib.Path) -> None:

@@ -24,6 +24,7 @@ import rich.console
 import battery
 import clock_faults  # noqa: F401 - registers its faults, as those below
 import load
+import network
 import network_faults  # noqa: F401
 import process_faults  # noqa: F401
 import report
@@ -51,7 +52,12 @@ def main() -> None:
     replay = _replay(arguments, seed)
     progress = Progress()
     progress.warn(f"seed {seed}: {replay}")
-    rows, figures, totals = asyncio.run(_run(arguments, seed, replay, progress))
+    try:
+        rows, figures, totals = asyncio.run(_run(arguments, seed, replay, progress))
+    except network.Impossible as error:
+        progress.clear()
+        progress.warn(f"not run: {error}")
+        sys.exit(not arguments.skip_if_impossible)
     progress.clear()
     report.write(rows, figures, totals, BUILD)
     if arguments.json:
@@ -149,6 +155,11 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, default=0.0, help="instead of the profile's")
     parser.add_argument("--list", action="store_true", help="name all faults and do nothing")
     parser.add_argument("--json", action="store_true", help="print the rows as JSON")
+    parser.add_argument(
+        "--skip-if-impossible",
+        action="store_true",
+        help="exit with 0 where network namespaces cannot be made",
+    )
     return parser.parse_args()
 
 

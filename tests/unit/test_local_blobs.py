@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 from torpor import errors
-from torpor.storage import local_blobs
+from torpor.storage import disk_files, local_blobs
 
 
 @pytest.fixture
@@ -180,3 +180,25 @@ def test_large_files_take_little_memory_and_stay_sparse(
     assert peak < 8 << 20
     path = tmp_path / "storage" / "acme" / "blobs" / digest[3:5] / digest
     assert path.stat().st_blocks * 512 < 8 << 20
+
+
+def test_a_blob_of_another_node_is_not_taken_for_missing(
+    store: local_blobs.LocalBlobStore, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An NFS client that remembers a name as absent is made to look again, from the top down."""
+    with store.upload("acme") as upload:
+        digest = upload.put(b"data")
+    read, listed = disk_files.read_pieces, list[str]()
+
+    def forgetful(path: pathlib.Path) -> Iterator[bytes]:
+        if len(listed) < 3:
+            raise FileNotFoundError(errno.ENOENT, "remembered", os.fspath(path))
+        yield from read(path)
+
+    monkeypatch.setattr(disk_files, "read_pieces", forgetful)
+    monkeypatch.setattr(os, "listdir", lambda folder: listed.append(os.fspath(folder)))
+    assert store.get("acme", digest, bytes_max=4) == b"data"
+    tenant = tmp_path / "storage" / "acme"
+    assert listed == [
+        os.fspath(each) for each in (tenant, tenant / "blobs", tenant / "blobs" / digest[3:5])
+    ]
