@@ -188,18 +188,24 @@ async def test_storage_that_is_not_known(place: damage.Place) -> None:
 async def test_key_that_is_missing_is_no_damage(
     place: damage.Place, monkeypatch: pytest.MonkeyPatch, text: str
 ) -> None:
-    """Bytes that are as named, and signed with a key that is not here, are not left behind."""
+    """Bytes that are as named, and signed with a key that is not here, are not left behind.
+
+    Though there is an older version whose key is here: this node lacks a key, that is all.
+    """
     key = await place.lived(2, text)
-    before = await place.points(key)
+    both = {**activations.KEYS.keys, "k2": b"\2" * keyring.KEY_BYTES}
+    rotated = keyring.TenantKeys(tenant="acme", signing_id="k2", keys=both)
     with monkeypatch.context() as patch:
-        other = {"k2": b"\2" * keyring.KEY_BYTES}
-        patch.setattr(
-            activations, "KEYS", keyring.TenantKeys(tenant="acme", signing_id="k2", keys=other)
-        )
-        with pytest.raises(errors.CheckpointCorrupt, match="put that key back"):
-            await place.wake(key)
+        patch.setattr(activations, "KEYS", rotated)
+        here = await place.wake(key)
+        await here.send(text)
+        await here.close()
+    before = await place.points(key)
+    with pytest.raises(errors.CheckpointCorrupt, match="put that key back"):
+        await place.wake(key)
     assert await place.points(key) == before
-    assert (await damage.read(await place.wake(key)))["turns"] == 2
+    monkeypatch.setattr(activations, "KEYS", rotated)
+    assert (await damage.read(await place.wake(key)))["turns"] == 3
     assert damage.Keeper.told == []
 
 
