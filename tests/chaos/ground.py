@@ -43,13 +43,22 @@ def remove_left_overs() -> None:
     """Remove folders of runs that were killed, their disks, and what still works with them."""
     for path in _ROOT.glob(f"{_NAME}*"):
         number = re.fullmatch(rf"{_NAME}(\d+)", path.name)
-        if number is None or pathlib.Path("/proc", number[1]).exists():
+        if number is None or not is_over(number[1]):
             continue
         _kill_users(path)
         for line in pathlib.Path("/proc/mounts").read_text().splitlines():
             if (mounted := pathlib.Path(line.split()[1])).is_relative_to(path):
                 subprocess.run(["umount", "--lazy", mounted], check=True)
         shutil.rmtree(path, ignore_errors=True)
+
+
+def is_over(pid: str) -> bool:
+    """Whether the run of a process is over, as its name in folders and namespaces tells."""
+    try:
+        # One that nobody has waited for is still there, without a command line.
+        return not pathlib.Path("/proc", pid, "cmdline").read_bytes()
+    except (FileNotFoundError, ProcessLookupError):
+        return True
 
 
 def _kill_users(path: pathlib.Path) -> None:

@@ -8,13 +8,14 @@ import collections
 import contextlib
 import itertools
 import os
-import pathlib
 import re
 import shutil
 import signal
 import subprocess
 import time
 from collections.abc import Iterator
+
+import ground
 
 #: Names of namespaces begin with it and with the harness's process id.
 PREFIX = "torpor"
@@ -162,10 +163,10 @@ def require_possible() -> None:
 def remove_left_overs() -> None:
     """Remove what harnesses left behind that were killed; their processes first."""
     for namespace in _namespaces():
-        if _is_dead(namespace.removeprefix(PREFIX).split("-")[1]):
+        if ground.is_over(namespace.removeprefix(PREFIX).split("-")[1]):
             remove_namespace(namespace)
     for link, pid in re.findall(r"\b(t[bv](\d+)(?:\.\d+)?)[:@]", _ip("link", "show")):
-        if _is_dead(pid):
+        if ground.is_over(pid):
             _remove_link(link)
     for priority, subnet in re.findall(r"^(\d+):\s+from 10\.77\.(\d+)\.2 ", _ip("rule"), re.M):
         # A bridge that is gone has no rules; one that is there belongs to somebody alive.
@@ -215,10 +216,6 @@ def _namespace(machine: str) -> str:
 def _namespaces() -> list[str]:
     names = [line.split()[0] for line in _ip("netns", "list").splitlines()]
     return [name for name in names if re.match(rf"{PREFIX}-\d+-", name)]
-
-
-def _is_dead(pid: str) -> bool:
-    return not pathlib.Path("/proc", pid).exists()
 
 
 def _free_subnet() -> int:
