@@ -62,12 +62,10 @@ def is_over(pid: str) -> bool:
 
 
 def _kill_users(path: pathlib.Path) -> None:
-    """Kill the processes that were told to work in a folder: stores, which are in no namespace."""
-    below = f"{path}{os.sep}".encode()
+    """Kill the processes that work in a folder: stores, which are in no namespace."""
     for entry in pathlib.Path("/proc").iterdir():
         if not entry.name.isdigit() or int(entry.name) == os.getpid():
             continue
         with contextlib.suppress(OSError):
-            words = (entry / "cmdline").read_bytes().split(b"\0")
-            if any(word.startswith(below) for word in words):
+            if (entry / "cwd").readlink().is_relative_to(path):
                 os.kill(int(entry.name), signal.SIGKILL)
