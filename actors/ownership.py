@@ -76,7 +76,8 @@ class Ownership:
 
         Raises:
             Fenced: somebody else came first.
-            SessionNotFound, SessionDeleted, StoreUnavailable, StorageUnavailable
+            SessionNotFound, SessionDeleted, StoreUnavailable
+            StorageUnavailable: nothing is owned.
             BlobCorrupt, BlobMissing, HistoryGap: the history of the last hour is damaged; nothing
                 is owned.
         """
@@ -91,8 +92,10 @@ class Ownership:
             try:
                 # What history says was done stays done, though the same request may wait again.
                 self.outcomes |= await self.history.recent_outcomes(since_ms)
-            except errors.DataLoss as error:
+            except BaseException as error:
                 await self.abandon()
+                if not isinstance(error, errors.DataLoss):
+                    raise
                 await storage_proof.prove(self._store.catalog, self._blobs)
                 raise type(error)(
                     f"{error.message}. It says which requests of the last hour were handled, and "

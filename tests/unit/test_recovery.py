@@ -251,3 +251,23 @@ async def test_cold_history_of_the_last_hour(place: damage.Place, part: str) -> 
     with pytest.raises(errors.BlobCorrupt, match="backup"):
         await place.wake(key)
     assert (await place.head(key)).owner is None
+
+
+async def test_storage_that_is_away_while_the_last_hour_is_read(
+    place: damage.Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever keeps the history from being read: the claim is given up."""
+    key = await activations.new_session(place.store)
+    here = await place.wake(key)
+    for _ in range(limits.HOT_EVENTS_KEPT):
+        await here.send("small")
+    await here.owned.seal_if_longer_than(limits.HOT_EVENTS_KEPT)
+    await here.close()
+
+    def away(*_: object, **__: object) -> bytes:
+        raise errors.StorageUnavailable
+
+    monkeypatch.setattr(local_blobs.LocalBlobStore, "get", away)
+    with pytest.raises(errors.StorageUnavailable):
+        await place.wake(key)
+    assert (await place.head(key)).owner is None
