@@ -319,7 +319,7 @@ class Ownership:
                 continue
             landed = acquired.head.commit_id == commit.commit_id
             known, self.head, self.reclaimed = self.head, acquired.head, True
-            if acquired.head.version < known.version:
+            if rollback.went_back(known, acquired.head):
                 raise await self._report_lost(known, acquired.head)
             if landed:
                 return records.Committed(
@@ -336,7 +336,7 @@ class Ownership:
         known = self.head
         with contextlib.suppress(errors.TorporError):
             stored = await self._store.sessions.head(known.key)
-            if stored.version >= known.version:
+            if not rollback.went_back(known, stored):
                 return None
             if stored.owner is None:
                 # The store went back to before the claim.

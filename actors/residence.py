@@ -272,9 +272,6 @@ class Residence:
         if self._owned.head.status is wanted:
             return protocol.Controlled(version=self._owned.head.version)
         kind = messages.SESSION_PAUSED if paused else messages.SESSION_RESUMED
-        if not paused:
-            # Hints of a paused session are swept away; what waits in its inbox needs one again.
-            await self._store.wake.ensure(self._key)
         self._move(lifecycle.Signal.BEGAN)
         committed = await self._commit(
             ownership.Change(drafts=(turn_context.Draft(type=kind, data={}),), status=wanted)

@@ -1,10 +1,10 @@
 """What an owner does when the store knows less than it does: it says so in the history, and ends.
 
 A store that fails over to a replica which lacks the last writes goes back in time. Nobody but the
-owner could have written, so a version below the one that the owner was told proves it; no
-replication id has to be watched for that. What was acknowledged in between is gone, and the session
-goes on from what the store has: the event names the versions and requests, and what the owner holds
-in memory is thrown away, so that the two never mix.
+owner could have written, so a version below the one that the owner was told proves it, and so does
+another nonce in its epoch; no replication id has to be watched for that. What was acknowledged in
+between is gone, and the session goes on from what the store has: the event names the versions and
+requests, and what the owner holds in memory is thrown away, so that the two never mix.
 """
 
 import logging
@@ -21,6 +21,15 @@ REASON = "store_went_back"
 REQUESTS_NAMED_MAX = 100
 
 
+def went_back(known: records.Head, stored: records.Head) -> bool:
+    """Whether the store has forgotten something that it had told the owner.
+
+    Epochs and versions only grow, and an epoch has one nonce; none stands for an owner that is gone.
+    """
+    another = stored.epoch == known.epoch and stored.nonce not in ("", known.nonce)
+    return stored.version < known.version or stored.epoch < known.epoch or another
+
+
 async def report(
     sessions: store.Sessions,
     *,
@@ -34,15 +43,15 @@ async def report(
 
     Args:
         sessions: the store.
-        known: what the owner was told last; `stored.version` is below its version.
+        known: what the owner was told last.
         stored: the session as it is in the store.
         mine: whether the caller owns it there, so that it can write.
         outcomes: what the owner knows of requests.
         at_ms: the owner's wall clock.
     """
     lost = errors.VersionsLost(
-        f"the store went back from version {known.version} to {stored.version}; what was "
-        f"acknowledged in between is gone, and the session goes on from version {stored.version}",
+        f"the store went back to an earlier state and is at version {stored.version}; of what it had "
+        f"acknowledged up to version {known.version}, something is gone",
         tenant=known.key.tenant,
         session=known.key.session,
     )

@@ -70,10 +70,9 @@ class Control:
             OwnerUnreachable, VersionConflict, DeadlineExceeded
             SessionNotFound, SessionDeleted, StoreUnavailable, StoreReadOnly
         """
-        await self._hint(key)
         head = await self._decide(key, protocol.Verb.RESUME, request_id, until)
-        # Again: while the session was paused a sweep may have taken the hint away.
-        if await self._hint(key):
+        # What waits kept its hint; this only saves the time until somebody looks at it.
+        if await self._store.sessions.inbox(key):
             self._waker.poke(key)
         return head
 
@@ -182,12 +181,6 @@ class Control:
             at_ms=now_ms,
         )
         await self._store.sessions.commit(commit)
-
-    async def _hint(self, key: records.SessionKey) -> bool:
-        waiting = bool(await self._store.sessions.inbox(key))
-        if waiting:
-            await self._store.wake.ensure(key)
-        return waiting
 
     async def _say_goodbye(self, owner: records.Owner, head: records.Head) -> None:
         request = protocol.Control(

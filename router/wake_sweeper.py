@@ -45,8 +45,8 @@ class WakeSweeper:
     async def sweep(self, shard: int) -> None:
         """Look at every hint of one shard once.
 
-        A session that cannot be woken keeps its hint, behind all others: sessions that never wake
-        must not keep the rest from being looked at.
+        A session that cannot be woken, or is paused, keeps its hint, behind all others: sessions
+        that do not wake must not keep the rest from being looked at.
 
         Raises:
             StoreUnavailable
@@ -59,7 +59,8 @@ class WakeSweeper:
                 try:
                     await self._look(key)
                 except errors.SessionPaused:
-                    pass
+                    with contextlib.suppress(errors.TorporError):
+                        await self._store.wake.postpone(key)
                 except Exception as error:
                     # Anything: what is wrong with one session must not end the wakes of others.
                     log.warning(
@@ -75,16 +76,7 @@ class WakeSweeper:
                 group.create_task(look(key))
 
     async def _look(self, key: records.SessionKey) -> None:
-        if await self._has_work(key):
+        if await self._store.sessions.inbox(key):
             await self._waker.wake(key)
         else:
             await self._store.wake.clear(key)
-
-    async def _has_work(self, key: records.SessionKey) -> bool:
-        try:
-            head = await self._store.sessions.head(key)
-        except errors.NotFound:
-            return False
-        if head.status is records.Status.PAUSED:
-            return False
-        return bool(await self._store.sessions.inbox(key))

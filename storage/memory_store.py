@@ -44,8 +44,7 @@ class MemoryWakeIndex:
 
     async def clear(self, key: records.SessionKey) -> None:
         """Remove the hint unless the session has something to wake for."""
-        items = await self._sessions.inbox(key)
-        if not items or (await self._sessions.head(key)).status == records.Status.PAUSED:
+        if not await self._sessions.inbox(key):
             self._hints.pop(key, None)
 
     async def postpone(self, key: records.SessionKey) -> None:

@@ -20,7 +20,7 @@ class Gateways:
             yield from self._accept(state, which, request)
         if self._scope.sweeps:
             yield from self._sweep(state)
-        if state.control[0] < 4 * len(self._scope.control):
+        if state.control[0] < 2 * len(self._scope.control):
             yield from self._decide(state)
         if state.vacated < self._scope.vacated:
             yield from self._vacate(state)
@@ -69,19 +69,11 @@ class Gateways:
             yield Move(f"the sweeper looks at the hint: score {answer.value!r}", looked)
 
     def _decide(self, state: State) -> Moves:
-        """Steps of each decision: 0 (to resume: hint), 1 look, 2 write, 3 (to resume: hint)."""
+        """Steps of each decision: 0 look, 1 write."""
         step, seen = state.control
-        verb = self._scope.control[step // 4]
+        verb = self._scope.control[step // 2]
         held = calls.view(self._store.contents[state.store])
-        onward = state._replace(control=(step + 1, None))
-        if step % 4 in (0, 3):
-            if verb == "resume" and held.inbox:
-                answer = self._store.run(state.store, calls.ensure, ownership_model.now(state))
-                hinted = onward._replace(store=answer.store, hints=state.hints + 1)
-                yield Move(f"to {verb}: hints", hinted)
-            else:
-                yield Move(f"to {verb}: no hint needed", onward)
-        elif step % 4 == 1:
+        if step % 2 == 0:
             if held.deleted or held.paused == (verb == "pause"):
                 yield Move(f"to {verb}: nothing to write", state._replace(control=(step + 2, None)))
             elif not held.incarnation:

@@ -97,18 +97,13 @@ class Owners:
             yield _move(f"{who} looks at the hint: {answer.value}", state, slot, after)
 
     def _set_paused(self, state: State, slot: int, owner: Owner) -> Moves:
-        """Write the status that a gateway is asking for; to resume, hint first."""
+        """Write the status that a gateway is asking for."""
         step = state.control[0]
-        verb = self._scope.control[step // 4] if step % 4 == 1 else ""
-        if not verb or owner.paused == (verb == "pause"):
-            return
-        after = _writing(owner, "paused" if verb == "pause" else "idle")
-        if verb == "pause":
+        asked = step % 2 == 0 and step < 2 * len(self._scope.control)
+        verb = self._scope.control[step // 2] if asked else ""
+        if verb and owner.paused != (verb == "pause"):
+            after = _writing(owner, "paused" if verb == "pause" else "idle")
             yield from self._commit(state, slot, after)
-        else:
-            answer = self._ask(state, calls.ensure, ownership_model.now(state))
-            label = f"{NAMES[slot]} hints, to resume"
-            yield _move(label, state, slot, after, answer, hints=state.hints + 1)
 
     def _commit(self, state: State, slot: int, owner: Owner) -> Moves:
         """Send what is to be written. What it is was settled before: only the store can change."""

@@ -140,9 +140,7 @@ def _promises(state: State, held: calls.View, scope: Scope) -> str:
         if came := {turn[3] for turn in held.turns}.intersection(state.void):
             return f"called void, and in the history: {came}"
         waiting = acknowledged.intersection(held.inbox) - history
-        # The caller of a resume that is under way asks again, which hints again.
-        resuming = state.control[0] % 4 and scope.control[state.control[0] // 4] == "resume"
-        if waiting and not (held.paused or held.incarnation or held.hinted or resuming):
+        if waiting and not (held.incarnation or held.hinted):
             return f"nobody will wake for {waiting}"
     others = {request for request, step in steps if step >= 0}.union(scope.direct)
     if (refused - others) & there:

@@ -83,7 +83,11 @@ class ScriptStore:
             self._wire.digests[real._digest] = digest.decode()
         self.sessions = redis_sessions.RedisSessions(self._wire)  # type: ignore[arg-type]
         self.time = _Time()
-        self.wake = redis_wake.RedisWakeIndex(self._wire, self.time)  # type: ignore[arg-type]
+        self.wake = redis_wake.RedisWakeIndex(
+            self._wire,  # type: ignore[arg-type]
+            self.time,  # type: ignore[arg-type]
+            fraction=lambda: 0,
+        )
         self.empty = self.number(Contents())
 
     def close(self) -> None:

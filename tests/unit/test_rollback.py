@@ -68,7 +68,7 @@ async def test_the_owner_reports_what_is_lost(
     await owned.commit(_turn("lost-1"))
     await owned.commit(_turn("lost-2"))
     before.bring_back()
-    with pytest.raises(errors.VersionsLost, match="from version 4 to 2"):
+    with pytest.raises(errors.VersionsLost, match="at version 2; .* up to version 4"):
         await owned.commit(_turn("new"))
     *_, answer, report = await _events(owned)
     assert answer.data["text"] == "kept"
@@ -131,6 +131,22 @@ async def test_another_owner_is_left_alone(
     head = await store.sessions.head(key)
     assert (head.version, head.nonce) == (1, second.head.nonce)
     assert (await second.commit(_turn("new"))).version == 2
+
+
+async def test_another_owner_has_written_since(
+    store: redis_store.RedisStore, blob_store: local_blobs.LocalBlobStore, past: Callable[[], Past]
+) -> None:
+    """The version alone would hide the loss; that the epoch has another nonce tells it."""
+    key = await activations.new_session(store)
+    before = past()
+    owned, _ = await activations.claim(store, blob_store, key)
+    await owned.commit(_turn("lost"))
+    before.bring_back()
+    second, _ = await activations.claim(store, blob_store, key)
+    await second.commit(_turn("theirs"))
+    with pytest.raises(errors.VersionsLost):
+        await owned.commit(_turn("new"))
+    assert (await store.sessions.head(key)).nonce == second.head.nonce
 
 
 async def test_lost_with_the_answer(

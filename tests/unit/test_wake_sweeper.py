@@ -55,12 +55,15 @@ async def test_a_needless_hint_is_taken_away(parts: router_parts.RouterParts) ->
 
 
 async def test_a_paused_session_is_not_woken(parts: router_parts.RouterParts) -> None:
-    """Its hint goes; resuming writes it again."""
+    """Its hint stays, so that nothing has to be written when it is resumed."""
     await enqueue(parts)
     await parts.control.pause(router_parts.KEY, request_id="p", until=parts.until())
     await sweep_all(parts)
     assert parts.cluster.count("activate") == 0
-    assert not await hinted(parts)
+    assert await hinted(parts)
+    await parts.control.resume(router_parts.KEY, request_id="r", until=parts.until())
+    await sweep_all(parts)
+    assert (await parts.head()).version == 4
 
 
 async def test_a_hint_stays_when_the_session_cannot_be_woken(
@@ -93,20 +96,20 @@ async def test_one_broken_session_does_not_keep_others_asleep(
 async def broken(
     parts: router_parts.RouterParts, monkeypatch: pytest.MonkeyPatch
 ) -> records.SessionKey:
-    """A hinted session, swept just before the healthy one, whose head cannot be read."""
+    """A hinted session, swept just before the healthy one, whose inbox cannot be read."""
     others = (records.SessionKey("acme", f"other-{i}") for i in range(1_000))
     shard = keys.wake_shard(router_parts.KEY)
     key = next(other for other in others if keys.wake_shard(other) == shard)
     await parts.store.wake.ensure(key)
     await enqueue(parts)
-    head = parts.store.sessions.head
+    inbox = parts.store.sessions.inbox
 
-    async def damaged(asked: records.SessionKey) -> records.Head:
+    async def damaged(asked: records.SessionKey) -> list[records.InboxItem]:
         if asked == key:
             raise ZeroDivisionError
-        return await head(asked)
+        return await inbox(asked)
 
-    monkeypatch.setattr(parts.store.sessions, "head", damaged)
+    monkeypatch.setattr(parts.store.sessions, "inbox", damaged)
     return key
 
 
