@@ -24,7 +24,7 @@ REQUESTS_NAMED_MAX = 100
 def went_back(known: records.Head, stored: records.Head) -> bool:
     """Whether the store has forgotten something that it had told the owner.
 
-    Epochs and versions only grow, and an epoch has one nonce; none stands for an owner that is gone.
+    Epochs and versions only grow, and an epoch has one nonce, or none once its owner is gone.
     """
     another = stored.epoch == known.epoch and stored.nonce not in ("", known.nonce)
     return stored.version < known.version or stored.epoch < known.epoch or another
@@ -50,8 +50,8 @@ async def report(
         at_ms: the owner's wall clock.
     """
     lost = errors.VersionsLost(
-        f"the store went back to an earlier state and is at version {stored.version}; of what it had "
-        f"acknowledged up to version {known.version}, something is gone",
+        f"the store went back to an earlier state and is at version {stored.version}; of what it "
+        f"had acknowledged up to version {known.version}, something is gone",
         tenant=known.key.tenant,
         session=known.key.session,
     )

@@ -68,7 +68,7 @@ async def test_the_owner_reports_what_is_lost(
     await owned.commit(_turn("lost-1"))
     await owned.commit(_turn("lost-2"))
     before.bring_back()
-    with pytest.raises(errors.VersionsLost, match="at version 2; .* up to version 4"):
+    with pytest.raises(errors.VersionsLost, match=r"at version 2; .* up to version 4"):
         await owned.commit(_turn("new"))
     *_, answer, report = await _events(owned)
     assert answer.data["text"] == "kept"
