@@ -190,10 +190,18 @@ async def _bounded(call: Any, timeout_s: float) -> None:
 
 
 async def _alive(running: Running) -> bool:
-    """Whether both actors still answer; a dead one is made anew by the next round."""
-    for actor, call in (
-        (running.agent_actor, running.agent_actor.observe.remote()),
-        (running.gateway_actor, running.gateway_actor.__ray_ready__.remote()),
+    """Whether both actors still live; a dead one is made anew by the next round."""
+    for actor, name, call in (
+        (
+            running.agent_actor,
+            protocol.node_agent_name(running.node),
+            running.agent_actor.observe.remote(),
+        ),
+        (
+            running.gateway_actor,
+            protocol.gateway_name(running.node),
+            running.gateway_actor.__ray_ready__.remote(),
+        ),
     ):
         try:
             await asyncio.wait_for(call, RECONCILE_S * 5)
@@ -201,5 +209,20 @@ async def _alive(running: Running) -> bool:
             ray.kill(actor)
             return False
         except (TimeoutError, ray.exceptions.RayError):
-            continue  # slow or not to be reached now: not proven dead
+            # Slow, not to be reached now, or dead: a death is told once, and who does not hear it
+            # because Ray's control service is just restarting hears "unavailable" ever after.
+            if await _is_gone(name):
+                return False
     return True
+
+
+async def _is_gone(name: str) -> bool:
+    """Whether Ray has no actor of this name any more; False while it cannot say."""
+    try:
+        look = asyncio.to_thread(ray.get_actor, name, protocol.NAMESPACE)
+        await asyncio.wait_for(look, RECONCILE_S)
+    except ValueError:
+        return True
+    except (TimeoutError, ray.exceptions.RayError):
+        return False
+    return False

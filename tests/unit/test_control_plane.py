@@ -6,6 +6,7 @@ import pathlib
 from typing import Any
 
 import pytest
+import ray
 
 from torpor import control_plane, deployment, errors
 from torpor.storage import memory_store, records
@@ -98,6 +99,39 @@ async def test_term_of_node_that_ray_wrote_off_is_ended(
     left = {view.record.node for view in await nodes.views() if view.alive}
     assert left == {SOUND, "of another control plane"}
     assert not await nodes.lease_stands(BROKEN, "first life")
+
+
+class Unavailable:
+    """An actor whose death was not told."""
+
+    def __getattr__(self, _: str) -> "Unavailable":
+        """Any method."""
+        return self
+
+    def remote(self) -> "asyncio.Future[None]":
+        """Fail as calls of an actor do that may come back."""
+        answer: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        answer.set_exception(ray.exceptions.ActorUnavailableError("not now", None))
+        return answer
+
+
+@pytest.mark.parametrize("known", [True, False])
+async def test_unavailable_actor_is_looked_up(
+    monkeypatch: pytest.MonkeyPatch, *, known: bool
+) -> None:
+    """It is dead only if Ray has its name no more."""
+
+    def get_actor(name: str, namespace: str) -> object:
+        if not known:
+            raise ValueError(f"no actor {name} in {namespace}")
+        return object()
+
+    monkeypatch.setattr(control_plane.ray, "get_actor", get_actor)
+    actor = Unavailable()
+    running = control_plane.Running(
+        node=BROKEN, name=BROKEN, gateway="host:1", gateway_actor=actor, agent_actor=actor
+    )
+    assert await control_plane._alive(running) is known
 
 
 def _record(node: str) -> records.NodeRecord:
