@@ -321,6 +321,9 @@ class World:
         """Start a killed head again; Ray's state is in its store."""
         await self.head.kill()
         await self.head.start_head(self.stores.ray_address)
+        # One that came up before Ray's head did has joined by way of another machine, whose
+        # processes it sees here.
+        self.control.kill()
 
     async def kill_gcs(self) -> None:
         """Kill Ray's control service."""
