@@ -2,6 +2,8 @@
 
 import asyncio
 import collections
+import concurrent.futures
+import functools
 from typing import Any
 
 import ray
@@ -12,6 +14,9 @@ from torpor.storage import records
 
 #: Handles kept: more than the sessions that one gateway talks to within minutes.
 HANDLES_MAX = 4_096
+#: Threads that ask Ray's control service where an actor is. They hang while it is away, so they are
+#: not those that read files; more askers than these wait.
+FINDERS = 8
 
 
 class RayCalls:
@@ -19,6 +24,7 @@ class RayCalls:
 
     def __init__(self) -> None:
         self._handles: collections.OrderedDict[str, Any] = collections.OrderedDict()
+        self._finders = concurrent.futures.ThreadPoolExecutor(FINDERS, "find-actor")
 
     async def activate(
         self, node: str, request: protocol.Activate, *, timeout_s: float
@@ -119,7 +125,8 @@ class RayCalls:
 
     async def _find(self, actor: str) -> Any:
         # A synchronous call to Ray's control service, so it must not run on the event loop.
-        handle = await asyncio.to_thread(ray.get_actor, actor, namespace=protocol.NAMESPACE)
+        find = functools.partial(ray.get_actor, actor, namespace=protocol.NAMESPACE)
+        handle = await asyncio.get_running_loop().run_in_executor(self._finders, find)
         self._handles[actor] = handle
         if len(self._handles) > HANDLES_MAX:
             self._handles.popitem(last=False)

@@ -1,6 +1,7 @@
 """Handing calls to whoever owns a session, wherever that is by now."""
 
-from collections.abc import Awaitable, Callable
+import contextlib
+from collections.abc import Awaitable, Callable, Iterator
 from typing import TypeVar
 
 import msgspec
@@ -16,6 +17,8 @@ T = TypeVar("T")
 UNREACHABLE_MAX = 4
 #: Processes that may die under one message: what it does outside, it does again each time.
 DEATHS_MAX = 3
+#: What says that nothing was done. It is true of whoever says it, not of those asked before.
+_REFUSALS = (errors.ResourceExhausted, errors.FailedPrecondition, errors.Aborted)
 
 
 class Router:
@@ -62,7 +65,9 @@ class Router:
         died_under_it: set[int] = set()
 
         async def ask(located: directory.Located, left_s: float) -> protocol.Delivered:
-            if len(died_under_it - {located.epoch}) >= DEATHS_MAX:
+            died = len(died_under_it - {located.epoch})
+            # The last of them may have died after its commit.
+            if died >= DEATHS_MAX and not await handled():
                 raise errors.MessageGivenUp(
                     f"{DEATHS_MAX} processes died while they handled this message",
                     session=key.session,
@@ -85,9 +90,12 @@ class Router:
             self._directory.put(key, msgspec.structs.replace(located, version=answer.version))
             return answer
 
-        async def unless_handled() -> None:
+        async def handled() -> bool:
             known = await self._sessions.outcome(key, message.request_id)
-            if known is None or known.state is records.OutcomeState.PENDING:
+            return known is not None and known.state is not records.OutcomeState.PENDING
+
+        async def unless_handled() -> None:
+            if not await handled():
                 raise errors.SessionPaused(session=key.session, tenant=key.tenant)
 
         return await self.reach(key, until, ask, if_paused=unless_handled)
@@ -161,30 +169,34 @@ class Router:
         Raises:
             Fenced: the session moved more than `FORWARDS_MAX` times meanwhile.
             OwnerUnreachable, DeadlineExceeded
+            OutcomeUnknown: it was refused now, but an owner that was asked before did not answer.
             what `ask`, `if_paused` and `Activator.locate` raise
         """
         stale = unreachable = suspect_epoch = 0
         while True:
-            located = self._directory.get(key)
-            if located is None:
-                located = await self._locate(key, until, suspect_epoch, if_paused)
-            try:
-                async with self._office.during(located.owner.node, located.owner.incarnation):
-                    return await ask(located, until.demand())
-            except errors.Fenced:
-                self._directory.forget(key, located.epoch)
-                stale += 1
-                if stale > limits.FORWARDS_MAX:
-                    raise
-            except errors.OwnerUnreachable:
-                self._directory.forget(key, located.epoch)
-                suspect_epoch = located.epoch
-                unreachable += 1
-                if until.left_s() <= 0:
-                    self._activator.suspect(key, suspect_epoch)
-                    raise errors.DeadlineExceeded(session=key.session, tenant=key.tenant) from None
-                if unreachable >= UNREACHABLE_MAX:
-                    raise
+            with _in_doubt(unreachable > 0, key):
+                located = self._directory.get(key)
+                if located is None:
+                    located = await self._locate(key, until, suspect_epoch, if_paused)
+                try:
+                    async with self._office.during(located.owner.node, located.owner.incarnation):
+                        return await ask(located, until.demand())
+                except errors.Fenced:
+                    self._directory.forget(key, located.epoch)
+                    stale += 1
+                    if stale > limits.FORWARDS_MAX:
+                        raise
+                except errors.OwnerUnreachable:
+                    self._directory.forget(key, located.epoch)
+                    suspect_epoch = located.epoch
+                    unreachable += 1
+                    if until.left_s() <= 0:
+                        self._activator.suspect(key, suspect_epoch)
+                        raise errors.DeadlineExceeded(
+                            session=key.session, tenant=key.tenant
+                        ) from None
+                    if unreachable >= UNREACHABLE_MAX:
+                        raise
 
     async def _locate(
         self,
@@ -211,3 +223,18 @@ class Router:
                 tenant=key.tenant,
                 version=head.version,
             )
+
+
+@contextlib.contextmanager
+def _in_doubt(unanswered: bool, key: records.SessionKey) -> Iterator[None]:
+    """Let no refusal pass for certain while an owner that was asked before may be at work."""
+    try:
+        yield
+    except _REFUSALS as refusal:
+        if not unanswered:
+            raise
+        raise errors.OutcomeUnknown(
+            f"the owner that was asked first did not answer, and may have done it; then: {refusal}",
+            session=key.session,
+            tenant=key.tenant,
+        ) from refusal

@@ -257,6 +257,54 @@ async def test_a_message_that_kills_its_processes_is_given_up(
     assert (await parts.say("harmless", "m2")).version == 2
 
 
+async def test_a_message_whose_last_process_had_committed_is_answered(
+    parts: router_parts.RouterParts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The third process dies between its commit and its reply: the message was handled."""
+    deliver = parts.cluster.deliver
+    deaths = 0
+
+    async def die_late(
+        owner: records.Owner, key: records.SessionKey, request: protocol.Deliver, **fields: float
+    ) -> protocol.Delivered:
+        nonlocal deaths
+        if deaths == routing.DEATHS_MAX:
+            return await deliver(owner, key, request, **fields)
+        deaths += 1
+        if deaths == routing.DEATHS_MAX:
+            await deliver(owner, key, request, **fields)
+        parts.cluster.kill(key)
+        raise errors.OwnerUnreachable
+
+    monkeypatch.setattr(parts.cluster, "deliver", die_late)
+    answer = await parts.say("costly", "m1")
+    assert (answer.repeated, answer.version) == (True, 2)
+
+
+async def test_a_refusal_after_silence_is_no_certainty(
+    parts: router_parts.RouterParts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first owner falls silent and commits all the same; that no node has room says nothing."""
+    deliver = parts.cluster.deliver
+
+    async def commit_in_silence(
+        owner: records.Owner, key: records.SessionKey, request: protocol.Deliver, **fields: float
+    ) -> protocol.Delivered:
+        await deliver(owner, key, request, **fields)
+        parts.cluster.kill(key)
+        for node in parts.cluster.nodes.values():
+            node.refusal = errors.NoCapacity()
+        raise errors.OwnerUnreachable
+
+    monkeypatch.setattr(parts.cluster, "deliver", commit_in_silence)
+    with pytest.raises(errors.OutcomeUnknown):
+        await parts.say("one", "m1")
+    monkeypatch.undo()
+    for node in parts.cluster.nodes.values():
+        node.refusal = None
+    assert (await parts.say("one", "m1")).repeated
+
+
 async def test_a_handled_message_is_answered_also_when_paused(
     parts: router_parts.RouterParts,
 ) -> None:
