@@ -63,7 +63,13 @@ class Machine:
     """A namespace with an address; its processes see the whole file system."""
 
     def __init__(
-        self, name: str, *, namespace: str, address: str, folder: pathlib.Path, probes: pathlib.Path
+        self,
+        name: str,
+        *,
+        namespace: str,
+        address: str,
+        folder: pathlib.Path,
+        environment: Mapping[str, str],
     ) -> None:
         self.name = name
         self.namespace = namespace
@@ -75,7 +81,7 @@ class Machine:
             # Compiled modules are what lets processes start fast.
             **{k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"},
             **RAY_ENVIRONMENT,
-            "TORPOR_PROBES": str(probes),
+            **environment,
         }
         folder.mkdir(parents=True, exist_ok=True)
 

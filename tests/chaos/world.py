@@ -23,6 +23,7 @@ import network
 import residents
 import stores
 import torpor
+import wall_clock
 from torpor import deployment, errors, ids, probes
 from torpor.actors import ray_compat
 from torpor.storage import keyring, records, redis_store
@@ -31,8 +32,8 @@ from torpor.testing import eventually
 TENANTS = ("red", "blue")
 HEAD = "head"
 LEASE_TTL_MS = 3_000
-#: Enough for a run's blobs, small enough to be filled in a second.
-STORAGE_BYTES = 512 << 20
+#: Enough for a long run's blobs, small enough to be filled in some seconds.
+STORAGE_BYTES = 2 << 30
 #: A world is up within this on a slow machine; most of it is Python importing.
 UP_TIMEOUT_S = 240.0
 #: A node comes back into service within this.
@@ -79,6 +80,8 @@ class World:
         self._over: set[str] = set()
         self.lease_ttl_ms = LEASE_TTL_MS
         self.nodes: dict[str, Node] = {}
+        #: The wall clocks of the nodes, which go right until somebody lets them jump.
+        self.clocks: dict[str, wall_clock.WallClock] = {}
         self.api_keys: dict[str, str] = {}
         self.operator_key = ids.api_key()
         #: How many gateways get each append of the load at once.
@@ -171,12 +174,15 @@ class World:
 
     def _add_machine(self, kind: type[M], name: str, folder: pathlib.Path) -> M:
         namespace, address = self.network.add(name)
+        clock = wall_clock.WallClock(folder / f"{name}.clock")
+        if kind is Node:
+            self.clocks[name] = clock
         return kind(
             name,
             namespace=namespace,
             address=address,
             folder=folder / name,
-            probes=self.probes.folder,
+            environment={probes.VARIABLE: str(self.probes.folder), **clock.python_environment},
         )
 
     async def _introduce_tenants(self) -> None:
