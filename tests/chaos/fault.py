@@ -37,20 +37,26 @@ class Fault(msgspec.Struct, frozen=True, kw_only=True):
     inject: Callable[[World, random.Random], contextlib.AbstractAsyncContextManager[None]]
     #: Whether writes that were acknowledged may be lost, if that is reported.
     loses: bool = False
+    #: Whether a replica takes the store's place: `replicated` says that nothing is lost then.
+    fails_over: bool = False
 
 
 #: By name, in the order of their definition.
 FAULTS: dict[str, Fault] = {}
 
 
-def fault(name: str, *, cost: Cost, loses: bool = False) -> Callable[[Inject], Inject]:
+def fault(
+    name: str, *, cost: Cost, loses: bool = False, fails_over: bool = False
+) -> Callable[[Inject], Inject]:
     """Put a fault into the battery."""
 
     def register(inject: Inject) -> Inject:
         if name in FAULTS:
             raise ValueError(f"two faults are called {name!r}")
         manager = contextlib.asynccontextmanager(inject)
-        FAULTS[name] = Fault(name=name, cost=cost, inject=manager, loses=loses)
+        FAULTS[name] = Fault(
+            name=name, cost=cost, inject=manager, loses=loses, fails_over=fails_over
+        )
         return inject
 
     return register

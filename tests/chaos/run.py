@@ -33,6 +33,7 @@ import schedule
 import storage_faults  # noqa: F401
 import store_faults  # noqa: F401
 from fault import FAULTS, Fault
+from torpor import deployment
 from torpor.testing import invariants, recording
 from world import World
 
@@ -52,13 +53,15 @@ def main() -> None:
     replay = _replay(arguments, seed)
     progress = Progress()
     progress.warn(f"seed {seed}: {replay}")
+    run = Run(arguments, seed, progress)
     try:
-        rows, figures, totals = asyncio.run(_run(arguments, seed, replay, progress))
+        asyncio.run(run.run())
     except network.Impossible as error:
         progress.clear()
         progress.warn(f"not run: {error}")
         sys.exit(not arguments.skip_if_impossible)
     progress.clear()
+    rows, figures, totals = run.rows, run.figures, run.totals(replay)
     report.write(rows, figures, totals, BUILD)
     if arguments.json:
         sys.stdout.write(json.dumps([msgspec.to_builtins(row) for row in rows], indent=1) + "\n")
@@ -68,70 +71,103 @@ def main() -> None:
     sys.exit(not report.passed(rows, totals))
 
 
-async def _run(
-    arguments: argparse.Namespace,
-    seed: str,
-    replay: str,
-    progress: "Progress",
-) -> tuple[list[report.Row], list[report.Figure], report.Totals]:
-    begun_s = time.monotonic()
-    profile = schedule.PROFILES[arguments.profile]
-    minutes = arguments.minutes or profile.minutes
-    folder = BUILD / "chaos" / seed
-    # Of an earlier run with this seed.
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    recorder = recording.Recorder(folder / "operations.jsonl")
-    progress.say("starting the world")
-    async with (
-        World(logs=folder / "logs") as world,
-        load.Load(
-            world, recorder, random.Random(f"{seed}/load"), rate_per_s=profile.rate_per_s
-        ) as running,
-    ):
-        run = battery.Battery(
-            world,
-            running,
-            invariants.Checker(recorder, probes=world.probes.folder),
-            seed=seed,
-            folder=folder,
-            say=progress.say,
-            warn=progress.warn,
+class Run:
+    """What the arguments say, stage by stage, each in a world of its own."""
+
+    def __init__(self, arguments: argparse.Namespace, seed: str, progress: "Progress") -> None:
+        self._arguments = arguments
+        self._seed = seed
+        self._progress = progress
+        self._profile = schedule.PROFILES[arguments.profile]
+        self._begun_s = time.monotonic()
+        self._folder = BUILD / "chaos" / seed
+        self._operations: list[recording.Operation] = []
+        self._violations = 0
+        self._broken_off = ""
+        self.rows: list[report.Row] = []
+        self.figures: list[report.Figure] = []
+
+    async def run(self) -> None:
+        """Run all stages, or what there is before somebody interrupts.
+
+        Raises:
+            network.Impossible: this machine allows no worlds.
+        """
+        # Of an earlier run with this seed.
+        shutil.rmtree(self._folder, ignore_errors=True)
+        for stage in schedule.stages(_chosen(self._arguments)):
+            if not self._broken_off:
+                await self._stage(stage)
+
+    async def _stage(self, stage: schedule.Stage) -> None:
+        folder = self._folder / stage.durability
+        folder.mkdir(parents=True)
+        recorder = recording.Recorder(folder / "operations.jsonl")
+        self._progress.say(f"starting the world, durability {stage.durability}")
+        async with (
+            World(durability=stage.durability, logs=folder / "logs") as world,
+            load.Load(
+                world,
+                recorder,
+                random.Random(f"{self._seed}/load"),
+                rate_per_s=self._profile.rate_per_s,
+            ) as running,
+        ):
+            run = battery.Battery(
+                world,
+                running,
+                invariants.Checker(recorder, probes=world.probes.folder),
+                seed=self._seed,
+                folder=folder,
+                say=self._progress.say,
+                warn=self._progress.warn,
+            )
+            minutes = self._arguments.minutes or self._profile.minutes
+            try:
+                await run.run(self._steps(stage), until_s=self._begun_s + 60 * minutes)
+            except asyncio.CancelledError:
+                # There is something to show all the same.
+                run.broken_off = "interrupted"
+        recorder.close()
+        self._add(stage, run, recorder)
+
+    def _steps(self, stage: schedule.Stage) -> Iterator[schedule.Step]:
+        usual = stage.durability is deployment.Durability.FSYNC
+        if self._arguments.fault or self._arguments.runs:
+            return schedule.named(stage.faults, self._arguments.runs or 1)
+        # What has a world of its own for a minute runs in any case.
+        profile = msgspec.structs.replace(
+            self._profile, complete=self._profile.complete or not usual
         )
-        try:
-            await run.run(_steps(arguments, profile, seed), until_s=begun_s + 60 * minutes)
-        except asyncio.CancelledError:
-            # There is something to show all the same.
-            run.broken_off = "interrupted"
-    recorder.close()
-    rows = _rows(arguments, run)
-    totals = report.Totals(
-        seed=seed,
-        profile=profile.name,
-        command=replay,
-        faults=sum(row.runs for row in rows if row.fault != report.NO_FAULT),
-        operations=len(recorder.operations),
-        appends=load.appends(recorder.operations),
-        unknown=sum(each.ending is recording.Ending.UNKNOWN for each in recorder.operations),
-        violations=len(run.violations),
-        seconds=round(time.monotonic() - begun_s, 1),
-        broken_off=run.broken_off,
-    )
-    return rows, run.measures.figures(), totals
+        return schedule.steps(stage.faults, profile, self._seed)
 
+    def _add(
+        self, stage: schedule.Stage, run: battery.Battery, recorder: recording.Recorder
+    ) -> None:
+        # All rows: also of what there was no time for.
+        names = [each.name for each in stage.faults]
+        if stage.durability is deployment.Durability.FSYNC:
+            names = [report.NO_FAULT, *names]
+            self.figures = run.measures.figures()
+        self.rows += [run.accounts.get(name, report.Account(name)).row() for name in names]
+        self._operations += recorder.operations
+        self._violations += len(run.violations)
+        self._broken_off = run.broken_off
 
-def _rows(arguments: argparse.Namespace, run: battery.Battery) -> list[report.Row]:
-    """Return all rows: also of what there was no time for."""
-    names = [report.NO_FAULT, *(each.name for each in _chosen(arguments))]
-    return [run.accounts.get(name, report.Account(name)).row() for name in names]
-
-
-def _steps(
-    arguments: argparse.Namespace, profile: schedule.Profile, seed: str
-) -> Iterator[schedule.Step]:
-    if arguments.fault or arguments.runs:
-        return schedule.named(_chosen(arguments), arguments.runs or 1)
-    return schedule.steps(_chosen(arguments), profile, seed)
+    def totals(self, command: str) -> report.Totals:
+        """Return what is counted over all rows; `command` repeats the run."""
+        return report.Totals(
+            seed=self._seed,
+            profile=self._profile.name,
+            command=command,
+            faults=sum(row.runs for row in self.rows if row.fault != report.NO_FAULT),
+            operations=len(self._operations),
+            appends=load.appends(self._operations),
+            unknown=sum(each.ending is recording.Ending.UNKNOWN for each in self._operations),
+            violations=self._violations,
+            seconds=round(time.monotonic() - self._begun_s, 1),
+            broken_off=self._broken_off,
+        )
 
 
 def _chosen(arguments: argparse.Namespace) -> Sequence[Fault]:

@@ -10,6 +10,7 @@ from typing import TypeVar
 import msgspec
 
 import fault
+from torpor import deployment
 
 Item = TypeVar("Item")
 
@@ -71,6 +72,13 @@ LONG = Profile(
 PROFILES = {profile.name: profile for profile in (SHORT, LONG)}
 
 
+class Stage(msgspec.Struct, frozen=True, kw_only=True):
+    """What is broken in one world."""
+
+    durability: deployment.Durability
+    faults: tuple[fault.Fault, ...]
+
+
 class Turn(msgspec.Struct, frozen=True, kw_only=True):
     """One run of one fault."""
 
@@ -90,6 +98,23 @@ class Step(msgspec.Struct, frozen=True, kw_only=True):
     def name(self) -> str:
         """The names of the faults."""
         return " + ".join(turn.fault.name for turn in self.turns)
+
+
+def stages(faults: Sequence[fault.Fault]) -> list[Stage]:
+    """Return all faults at the usual durability, then failovers where none may lose anything."""
+    replicated = [
+        msgspec.structs.replace(each, name=f"{each.name} (replicated)", loses=False)
+        for each in faults
+        if each.fails_over
+    ]
+    return [
+        Stage(durability=durability, faults=tuple(some))
+        for durability, some in (
+            (deployment.Durability.FSYNC, faults),
+            (deployment.Durability.REPLICATED, replicated),
+        )
+        if some
+    ]
 
 
 def kind(name: str) -> str:

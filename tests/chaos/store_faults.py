@@ -60,7 +60,7 @@ async def read_only(world: World, rng: random.Random) -> AsyncIterator[None]:
         yield
 
 
-@fault("failover to a replica that has everything", cost=Cost.EXPENSIVE)
+@fault("failover to a replica that has everything", cost=Cost.EXPENSIVE, fails_over=True)
 async def failed_over(world: World, rng: random.Random) -> AsyncIterator[None]:
     """Another server takes over; the one before comes back as its replica."""
     await world.stores.fail_over()
@@ -71,7 +71,12 @@ async def failed_over(world: World, rng: random.Random) -> AsyncIterator[None]:
         await world.stores.rebuild_replica()
 
 
-@fault("failover to a replica that lacks the last writes", cost=Cost.EXPENSIVE, loses=True)
+@fault(
+    "failover to a replica that lacks the last writes",
+    cost=Cost.EXPENSIVE,
+    loses=True,
+    fails_over=True,
+)
 async def failed_over_with_loss(world: World, rng: random.Random) -> AsyncIterator[None]:
     """Another server takes over that lacks what was written in the last seconds.
 

@@ -61,6 +61,7 @@ class World:
         self,
         *,
         nodes: int = 3,
+        durability: deployment.Durability = deployment.Durability.FSYNC,
         agent: str = "torpor.testing.witness:Witness",
         logs: pathlib.Path | None = None,
     ) -> None:
@@ -68,10 +69,12 @@ class World:
 
         Args:
             nodes: how many, besides the head.
+            durability: of the deployment.
             agent: what is registered for every tenant.
             logs: a folder that gets all logs when the world ends.
         """
         self._names = [f"node-{number}" for number in range(1, nodes + 1)]
+        self._durability = durability
         self._agent = agent
         self._logs = logs
         self._exits = contextlib.AsyncExitStack()
@@ -141,6 +144,7 @@ class World:
                 folder / "stores",
                 host=self.network.store_address,
                 ray_host=self.network.ray_store_address,
+                durability=self._durability,
             )
         )
         place = self._describe(folder)
@@ -163,6 +167,7 @@ class World:
         keyring.create(folder / "signing-keys")
         return deployment.Deployment(
             store_url=self.stores.direct_url,
+            durability=self._durability,
             storage=self.storage,
             scratch=folder / "scratch",
             signing_key_file=folder / "signing-keys",

@@ -91,7 +91,7 @@ def test_the_files_hold_the_rows_and_the_figures(tmp_path: pathlib.Path) -> None
         == row
     )
     more = json.loads((tmp_path / "chaos-figures.json").read_text())
-    assert more["totals"]["durability"] == "fsync"
+    assert more["totals"]["seed"] == totals().seed
     assert (more["figures"][0]["ratio"], more["figures"][0]["reached"]) == (0.5, True)
 
 

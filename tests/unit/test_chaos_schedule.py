@@ -8,6 +8,8 @@ from typing import Any
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "chaos"))
 
+import msgspec
+
 import fault
 import jobs
 import load
@@ -82,6 +84,20 @@ def test_a_short_run_requires_one_of_each_kind_and_fills_its_time() -> None:
     names = {turn.fault.name for step in steps[:13] for turn in step.turns}
     assert names == {each.name for each in FAULTS}
     assert steps[-1].turns[0].fault.cost is fault.Cost.CHEAP
+
+
+def test_failovers_are_repeated_where_none_may_lose_anything() -> None:
+    """They get a world of their own, and may lose nothing there."""
+    lossy = msgspec.structs.replace(
+        a_fault("failover with loss", EXPENSIVE), loses=True, fails_over=True
+    )
+    usual, replicated = schedule.stages([*FAULTS, lossy])
+    assert (usual.durability, usual.faults) == ("fsync", (*FAULTS, lossy))
+    (again,) = replicated.faults
+    assert (replicated.durability, again.loses) == ("replicated", False)
+    assert again.name == "failover with loss (replicated)"
+    assert schedule.kind(again.name) == "failover"
+    assert len(schedule.stages(FAULTS)) == 1
 
 
 def test_named_faults_run_alone_as_often_as_asked() -> None:
