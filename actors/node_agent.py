@@ -33,10 +33,6 @@ WAITING_MAX = 32
 CONCURRENCY_MAX = 256
 #: A process whose session has ended goes by itself within this, or is killed.
 ENDED_GRACE_S = 5.0
-#: An owner that answers a ping within this lives.
-PING_TIMEOUT_S = 2.0
-#: A session that is asked to leave does so within this, or is asked whether it lives.
-LEAVE_TIMEOUT_S = 30.0
 #: A process gives up a turn at its time; one that has not after this much more is asked likewise.
 HUNG_GRACE_S = 30.0
 #: An agent that retires waits so long for turns under way; they run again elsewhere.
@@ -112,10 +108,13 @@ class NodeAgent:
             return False
         slot = self._slots.get((key, epoch))
         if slot is not None and not slot.dead.is_set():
-            if await _answers(slot):
+            if await slot.answers():
                 return False
             await slot.kill()
-        if await self._store.sessions.vacate(key, epoch=epoch, incarnation=self._incarnation):
+        nonce = slot.nonce if slot is not None else ""
+        if await self._store.sessions.vacate(
+            key, epoch=epoch, incarnation=self._incarnation, nonce=nonce
+        ):
             return True
         head = await self._store.sessions.head(key)
         return head.owner is None or head.epoch != epoch
@@ -163,6 +162,7 @@ class NodeAgent:
         self._waking.append(waking)
         try:
             async with self._permits:
+                await self._end_forgotten(*waking)
                 incarnation = self._incarnation
                 slot = await self._maker.make(request, incarnation, ids.nonce(), self._on_death)
         finally:
@@ -176,9 +176,22 @@ class NodeAgent:
             raise errors.NodeDraining(node=self._node_name)
         if self._draining:
             self._spawn(self._evict(slot))
-        actor = protocol.session_actor_name(request.key, slot.epoch)
-        owner = records.Owner(node=self._node, incarnation=incarnation, actor=actor)
+        owner = records.Owner(node=self._node, incarnation=incarnation, actor=slot.actor)
         return protocol.Activated(epoch=slot.epoch, owner=owner)
+
+    async def _end_forgotten(self, key: records.SessionKey, epoch: int) -> None:
+        """End the process here whose claim of that epoch the store has forgotten: it went back.
+
+        Raises:
+            Fenced: it has not; whoever wants to wake the session has to look again.
+        """
+        slot = self._slots.get((key, epoch))
+        if slot is None or slot.dead.is_set():
+            return
+        if (await self._store.sessions.head(key)).epoch >= epoch:
+            raise errors.Fenced(session=key.session)
+        log.warning("forgotten by the store: %s", key, extra={"action": "forgotten"})
+        await slot.kill()
 
     def _on_death(self, slot: slots.Slot) -> None:
         self._spawn(self._lay_to_rest(slot))
@@ -190,7 +203,7 @@ class NodeAgent:
         while incarnation == self._incarnation and not self._lapsed.is_set():
             try:
                 await self._store.sessions.vacate(
-                    slot.key, epoch=slot.epoch, incarnation=incarnation
+                    slot.key, epoch=slot.epoch, incarnation=incarnation, nonce=slot.nonce
                 )
                 break
             except errors.NotFound:
@@ -202,7 +215,8 @@ class NodeAgent:
                 log.exception("not vacated", extra={"action": "vacate_failed"})
                 break
         await slots.clean(slot.folder)
-        self._slots.pop((slot.key, slot.epoch), None)
+        if self._slots.get((slot.key, slot.epoch)) is slot:
+            del self._slots[slot.key, slot.epoch]
         slot.close()
 
     # --- the beat ---------------------------------------------------------------------------------
@@ -216,9 +230,9 @@ class NodeAgent:
                 for slot in self._overdue():
                     self._spawn(slot.kill())
                 for slot in self._hung():
-                    self._spawn(_end_if_silent(slot))
+                    self._spawn(slot.end_if_silent())
                 for candidate in self._leaving(self._reading):
-                    self._spawn(_ask_to_leave(self._by_name(candidate.slot)))
+                    self._spawn(self._by_name(candidate.slot).ask_to_leave())
                 await self._store.nodes.publish_load(self._load(self._reading))
             except errors.TorporError as error:
                 log.warning("beat failed: %s", error, extra={"action": "beat_failed"})
@@ -362,30 +376,3 @@ class NodeAgent:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("task failed", exc_info=error, extra={"action": "task_failed"})
-
-
-async def _answers(slot: slots.Slot) -> bool:
-    try:
-        epoch = await asyncio.wait_for(slot.handle.ping.remote(), PING_TIMEOUT_S)
-    except (TimeoutError, ray.exceptions.RayError):
-        return False
-    return bool(epoch == slot.epoch)
-
-
-async def _end_if_silent(slot: slots.Slot) -> None:
-    if not await _answers(slot):
-        await slot.kill()
-
-
-async def _ask_to_leave(slot: slots.Slot) -> None:
-    """Ask a session to leave unless it is busy; end a process that does not even say no."""
-    slot.leaving = True
-    try:
-        leave = slot.handle.leave.remote(protocol.Leave(epoch=slot.epoch))
-        await asyncio.wait_for(leave, LEAVE_TIMEOUT_S)
-    except TimeoutError:
-        await _end_if_silent(slot)
-    except ray.exceptions.RayError:
-        return  # it is dead or dying; its death is seen by other means
-    finally:
-        slot.leaving = False

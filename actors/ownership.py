@@ -188,6 +188,7 @@ class Ownership:
             self.head.key,
             epoch=self.head.epoch,
             incarnation=self._claim.owner.incarnation,
+            nonce=self.head.nonce,
             died=False,
         )
 

@@ -44,9 +44,13 @@ def accept(answer: T | Refusal) -> T:
     return answer
 
 
-def session_actor_name(key: records.SessionKey, epoch: int) -> str:
-    """Return the Ray name of the actor that holds one epoch of a session."""
-    return f"session/{key}/{epoch}"
+def session_actor_name(key: records.SessionKey, epoch: int, attempt: int = 0) -> str:
+    """Return the Ray name of the actor that is to hold one epoch of a session.
+
+    Ray gives a name once, so that of several nodes that are asked to wake a session one starts a
+    process. Who holds it may hang or be lost: the next attempt has a name of its own.
+    """
+    return f"session/{key}/{epoch}" + (f".{attempt}" if attempt else "")
 
 
 def node_agent_name(node: str) -> str:
@@ -68,7 +72,7 @@ class BusyPolicy(enum.StrEnum):
 
 # --- gateway → node agent (Ray actor `node_agent_name(node)`) -------------------------------------
 # activate(Activate) -> Activated | Refusal
-#     NoCapacity, NodeDraining, Fenced, ActivationFailed, CheckpointCorrupt, BlobCorrupt, …
+#     AlreadyWaking, NoCapacity, NodeDraining, Fenced, ActivationFailed, CheckpointCorrupt, …
 # bury(records.SessionKey, epoch: int) -> bool
 #     the process of that epoch is proven dead, and owns the session no more; may raise
 #     OwnerUnreachable, StoreUnavailable
@@ -88,6 +92,8 @@ class Activate(msgspec.Struct, frozen=True, kw_only=True):
     agent: records.AgentVersion
     #: Seconds until the caller gives up.
     deadline_s: float
+    #: Counts up when whoever was waking the session has not done so for long.
+    attempt: int = 0
 
 
 class Activated(msgspec.Struct, frozen=True, kw_only=True):
@@ -108,7 +114,7 @@ class AgentDescription(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     settings: definition.AgentSettings
 
 
-# --- gateway → session actor (Ray actor `session_actor_name(key, epoch)`) -------------------------
+# --- gateway → session actor (the Ray actor that the head names) ----------------------------------
 # deliver(packed Deliver) -> packed Delivered | Refusal
 #     Fenced when the epoch is not the actor's
 # control(Control) -> Controlled | Refusal

@@ -21,14 +21,23 @@ log = logging.getLogger(__name__)
 #: A killed process is gone within milliseconds; past this it hangs in the kernel (a dead NFS
 #: server).
 DEATH_TIMEOUT_S = 10.0
+#: An owner that answers a ping within this lives.
+PING_TIMEOUT_S = 2.0
+#: A session that is asked to leave does so within this, or is asked whether it lives.
+LEAVE_TIMEOUT_S = 30.0
 
 
 class Slot:
     """One session process on this node, from its creation to the removal of what it left."""
 
-    def __init__(self, key: records.SessionKey, epoch: int, folder: pathlib.Path) -> None:
+    def __init__(
+        self, key: records.SessionKey, epoch: int, nonce: str, actor: str, folder: pathlib.Path
+    ) -> None:
         self.key = key
         self.epoch = epoch
+        self.nonce = nonce
+        #: The Ray actor's name.
+        self.actor = actor
         self.folder = folder
         self.agent: records.AgentVersion
         self.handle: Any = None
@@ -68,6 +77,32 @@ class Slot:
                 f"process {self.pid} does not die", session=str(self.key)
             ) from None
 
+    async def answers(self) -> bool:
+        """Whether the process lives and is what it was started for."""
+        try:
+            epoch = await asyncio.wait_for(self.handle.ping.remote(), PING_TIMEOUT_S)
+        except (TimeoutError, ray.exceptions.RayError):
+            return False
+        return bool(epoch == self.epoch)
+
+    async def end_if_silent(self) -> None:
+        """Kill the process if it does not answer."""
+        if not await self.answers():
+            await self.kill()
+
+    async def ask_to_leave(self) -> None:
+        """Ask the session to leave unless it is busy; end a process that does not even say no."""
+        self.leaving = True
+        try:
+            leave = self.handle.leave.remote(protocol.Leave(epoch=self.epoch))
+            await asyncio.wait_for(leave, LEAVE_TIMEOUT_S)
+        except TimeoutError:
+            await self.end_if_silent()
+        except ray.exceptions.RayError:
+            return  # it is dead or dying; its death is seen by other means
+        finally:
+            self.leaving = False
+
 
 class SlotMaker:
     """Makes slots for one incarnation of a node's agent."""
@@ -93,19 +128,23 @@ class SlotMaker:
         """Start a process and let it claim and load the session.
 
         Raises:
+            AlreadyWaking: this attempt is under way elsewhere.
             TorporError: what the boot was refused with; the process is gone or about to be.
         """
         epoch = request.observed_epoch + 1
         name = f"{request.key.tenant}.{request.key.session}.{epoch}.{nonce[:8]}"
-        slot = Slot(request.key, epoch, self._root / name)
+        actor = protocol.session_actor_name(request.key, epoch, request.attempt)
+        slot = Slot(request.key, epoch, nonce, actor, self._root / name)
         slot.agent = request.agent
-        actor = protocol.session_actor_name(request.key, epoch)
         try:
             slot.folder.mkdir(parents=True)
             slot.handle = await asyncio.to_thread(self._create, actor)
             spec = self._spec(request, incarnation, nonce, actor, slot.folder)
             boot = slot.handle.boot.remote(spec)
             booted = protocol.accept(await asyncio.wait_for(boot, request.deadline_s))
+        except ray.exceptions.ActorAlreadyExistsError as error:
+            await self._discard(slot)
+            raise errors.AlreadyWaking(session=str(request.key)) from error
         except (OSError, ray.exceptions.RayError, ValueError) as error:
             await self._discard(slot)
             raise errors.ActivationFailed(

@@ -175,12 +175,20 @@ class MemorySessions:
         return self._living(key).restore_points()
 
     async def vacate(
-        self, key: records.SessionKey, *, epoch: int, incarnation: str, died: bool = True
+        self,
+        key: records.SessionKey,
+        *,
+        epoch: int,
+        incarnation: str,
+        nonce: str = "",
+        died: bool = True,
     ) -> bool:
         """Clear the owner on behalf of a proven dead process; False if it is not the owner."""
         session = self._living(key)
         owner = session.head.owner
         if owner is None or (session.head.epoch, owner.incarnation) != (epoch, incarnation):
+            return False
+        if nonce and session.head.nonce != nonce:
             return False
         fruitless = max(0, session.head.fruitless - (0 if died else 1))
         session.change(nonce="", owner=None, fruitless=fruitless)

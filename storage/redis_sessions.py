@@ -164,11 +164,17 @@ class RedisSessions:
         return record_codec.restore_points(record_codec.head(key, head), kept)
 
     async def vacate(
-        self, key: records.SessionKey, *, epoch: int, incarnation: str, died: bool = True
+        self,
+        key: records.SessionKey,
+        *,
+        epoch: int,
+        incarnation: str,
+        nonce: str = "",
+        died: bool = True,
     ) -> bool:
         """Clear the owner on behalf of a proven dead process; False if it is not the owner."""
         (answer,) = await scripts.script("vacate").run(
-            self._wire, (keys.head(key),), (epoch, incarnation, int(died))
+            self._wire, (keys.head(key),), (epoch, incarnation, int(died), nonce)
         )
         _raise(key, answer[0])
         return bool(answer[0] == b"OK")

@@ -100,11 +100,18 @@ class Sessions(Protocol):
         ...
 
     async def vacate(
-        self, key: records.SessionKey, *, epoch: int, incarnation: str, died: bool = True
+        self,
+        key: records.SessionKey,
+        *,
+        epoch: int,
+        incarnation: str,
+        nonce: str = "",
+        died: bool = True,
     ) -> bool:
         """Clear an owner whose process is proven dead or whose node's lease is gone.
 
-        False, and nothing changed, if it is not the owner. An owner that gives itself up says
+        False, and nothing changed, if it is not the owner. A nonce tells it from another owner of
+        the same epoch, which there is once the store went back. An owner that gives itself up says
         `died=False`: its claim was fruitless by no message's fault and is not counted.
 
         Raises:

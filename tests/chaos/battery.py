@@ -33,10 +33,10 @@ if TYPE_CHECKING:
     from world import World
 
 #: All gateways and sessions answer again within this after a heal (I6). A machine of two cores
-#: takes a third of it to start all processes anew.
-HEALTHY_MAX_S = 30.0
+#: takes a third of it to start all processes anew; one that others use, too, takes longer.
+HEALTHY_MAX_S = 60.0
 #: A world that is not healthy after this either is not broken any further.
-GIVE_UP_S = 90.0
+GIVE_UP_S = 120.0
 #: Until what is under way has ended once all is healthy: an operation's last attempt and its wait.
 PAUSE_MAX_S = 60.0
 #: Until accepted messages had their turns: a few sweeps of the gateways.

@@ -32,7 +32,7 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True):
     """How long a run is, and what it holds at least."""
 
     name: str
-    #: Of everything, the world's start included.
+    #: Of the first stage, the world's start included.
     minutes: float
     #: Whether what is planned runs in any case; else the time decides, but each of `KINDS` runs.
     complete: bool
@@ -51,7 +51,7 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True):
 
 SHORT = Profile(
     name="short",
-    minutes=9.0,
+    minutes=7.5,
     complete=False,
     rate_per_s=30.0,
     kind_runs=1,

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from typing import TypeVar
 
 import pytest
 
@@ -10,6 +11,8 @@ from torpor.actors import protocol
 from torpor.router import activator
 from torpor.testing import eventually, router_parts
 
+T = TypeVar("T")
+
 
 @pytest.fixture
 async def parts() -> AsyncIterator[router_parts.RouterParts]:
@@ -17,6 +20,17 @@ async def parts() -> AsyncIterator[router_parts.RouterParts]:
     made = await router_parts.build()
     yield made
     await made.close()
+
+
+async def finish(parts: router_parts.RouterParts, task: "asyncio.Future[T]") -> T:
+    """Move the clock on in small steps until the task is done; returns its result."""
+    for _ in range(200):
+        if task.done():
+            return task.result()
+        await parts.clock.advance(activator.OTHERS_POLL_S)
+        for _ in range(20):
+            await asyncio.sleep(0)
+    raise AssertionError("not done within 40 s of the clock")
 
 
 async def test_many_callers_share_one_activation(parts: router_parts.RouterParts) -> None:
@@ -43,13 +57,50 @@ async def test_a_caller_that_leaves_does_not_end_the_others_activation(
 async def test_two_gateways_follow_the_winner(parts: router_parts.RouterParts) -> None:
     """Both ask a node; the claim decides, and the loser uses the winner's activation."""
     other = await router_parts.second(parts)
-    ours, theirs = await asyncio.gather(
+    locating = asyncio.gather(
         parts.activator.locate(router_parts.KEY, parts.until()),
         other.activator.locate(router_parts.KEY, other.until()),
     )
+    ours, theirs = await finish(parts, locating)
     assert ours.owner == theirs.owner
     assert ours.epoch == theirs.epoch == 1
     await other.close()
+
+
+async def test_a_session_that_is_being_woken_is_waited_for(
+    parts: router_parts.RouterParts,
+) -> None:
+    """Another gateway's node is at it: nothing is started beside it, its owner is followed."""
+    name = protocol.session_actor_name(router_parts.KEY, 1)
+    parts.cluster.names.add(name)
+    locating = asyncio.create_task(parts.activator.locate(router_parts.KEY, parts.until()))
+    await parts.clock.advance(activator.OTHERS_PATIENCE_S / 2)
+    assert not locating.done()
+    parts.cluster.names.discard(name)
+    other = await router_parts.second(parts)
+    theirs = await other.activator.locate(router_parts.KEY, other.until())
+    assert (await finish(parts, locating)).owner == theirs.owner
+    await other.close()
+
+
+async def test_who_wakes_a_session_for_too_long_is_not_waited_for(
+    parts: router_parts.RouterParts,
+) -> None:
+    """It may hang or be lost: another attempt is begun beside it."""
+    parts.cluster.names.add(protocol.session_actor_name(router_parts.KEY, 1))
+    locating = asyncio.create_task(parts.activator.locate(router_parts.KEY, parts.until()))
+    located = await finish(parts, locating)
+    assert located.owner.actor == protocol.session_actor_name(router_parts.KEY, 1, attempt=1)
+
+
+async def test_waiting_for_others_ends_with_the_deadline(parts: router_parts.RouterParts) -> None:
+    """However often another attempt is under way already."""
+    for attempt in range(10):
+        parts.cluster.names.add(protocol.session_actor_name(router_parts.KEY, 1, attempt))
+    until = parts.until(2.5 * activator.OTHERS_PATIENCE_S)
+    locating = asyncio.create_task(parts.activator.locate(router_parts.KEY, until))
+    with pytest.raises(errors.DeadlineExceeded):
+        await finish(parts, locating)
 
 
 @pytest.mark.parametrize(

@@ -73,7 +73,9 @@ class Maker:
         """Wait to be let."""
         self.begun.set()
         await self.go.wait()
-        slot = UnprovenSlot(request.key, request.observed_epoch + 1, self._folder / nonce)
+        slot = UnprovenSlot(
+            request.key, request.observed_epoch + 1, nonce, "actor", self._folder / nonce
+        )
         slot.agent, slot.handle = request.agent, Handle()
         self.made.append(slot)
         return slot
@@ -221,8 +223,8 @@ async def test_process_that_does_not_answer_is_ended(
     office: Office, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An idle session is asked to leave once; silent to that and to a ping, it is killed."""
-    monkeypatch.setattr(node_agent, "LEAVE_TIMEOUT_S", 0.1)
-    monkeypatch.setattr(node_agent, "PING_TIMEOUT_S", 0.01)
+    monkeypatch.setattr(slots, "LEAVE_TIMEOUT_S", 0.1)
+    monkeypatch.setattr(slots, "PING_TIMEOUT_S", 0.01)
     slot = await office.woken()
     slot.quiet_s = 1e6
 
@@ -238,7 +240,7 @@ async def test_turn_that_never_ends(
     office: Office, monkeypatch: pytest.MonkeyPatch, *, alive: bool
 ) -> None:
     """Long after its time a turn's process is asked whether it lives, and killed if it does not."""
-    monkeypatch.setattr(node_agent, "PING_TIMEOUT_S", 0.01)
+    monkeypatch.setattr(slots, "PING_TIMEOUT_S", 0.01)
     slot = await office.woken()
     if alive:
         slot.handle.ping.answer.set_result(slot.epoch)
@@ -267,3 +269,20 @@ async def test_beat_outlives_odd_errors(office: Office, monkeypatch: pytest.Monk
         return not odd and office.agent._beat > beat
 
     await eventually.assert_eventually(goes_on)
+
+
+async def test_a_process_that_the_store_has_forgotten_makes_way(
+    office: Office, store: memory_store.MemoryStore
+) -> None:
+    """The store went back to before its claim: the session is woken again, the new one stays."""
+    await store.sessions.create(
+        records.NewSession(
+            key=KEY, agent="agent", agent_version=1, request_id="new", created_ms=activations.AT_MS
+        )
+    )
+    forgotten = await office.woken()
+    again = await office.woken()
+    assert forgotten.dead.is_set()
+    assert not again.dead.is_set()
+    assert again.nonce != forgotten.nonce
+    assert office.agent._slots[KEY, 1] is again

@@ -184,6 +184,9 @@ class Ownership:
         head = await store_samples.owned(store)
         assert not await store.sessions.vacate(head.key, epoch=head.epoch, incarnation="inc-9")
         assert not await store.sessions.vacate(head.key, epoch=9, incarnation="inc-1")
+        assert not await store.sessions.vacate(
+            head.key, epoch=head.epoch, incarnation="inc-1", nonce="another"
+        )
         assert await store.sessions.head(head.key) == head
         assert await store.sessions.vacate(head.key, epoch=head.epoch, incarnation="inc-1")
         assert not await store.sessions.vacate(head.key, epoch=head.epoch, incarnation="inc-1")

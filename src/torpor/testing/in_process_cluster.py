@@ -45,6 +45,8 @@ class InProcessCluster:
         }
         #: (method, session or node), in order.
         self.calls: list[tuple[str, str]] = []
+        #: Names of processes on their way up, anywhere: each is given once.
+        self.names: set[str] = set()
         #: Owners that live but do not answer: their process hangs.
         self.hung: set[records.SessionKey] = set()
         #: Awaited in each turn, for tests that need one to last.
@@ -101,16 +103,24 @@ class InProcessCluster:
         """Take ownership, or refuse as the node is told to."""
         self.calls.append(("activate", node))
         here = self._answering(node)
-        # A real activation takes long enough for others to come in between.
-        await asyncio.sleep(0)
+        epoch = request.observed_epoch + 1
+        actor = protocol.session_actor_name(request.key, epoch, request.attempt)
+        if actor in self.names:
+            raise errors.AlreadyWaking(session=request.key.session)
+        self.names.add(actor)
+        try:
+            # A real activation takes long enough for others to come in between.
+            await asyncio.sleep(0)
+            return await self._wake(here, request, epoch, actor)
+        finally:
+            self.names.discard(actor)
+
+    async def _wake(
+        self, here: Node, request: protocol.Activate, epoch: int, actor: str
+    ) -> protocol.Activated:
         if here.refusal is not None:
             raise here.refusal
-        epoch = request.observed_epoch + 1
-        owner = records.Owner(
-            node=node,
-            incarnation=here.incarnation,
-            actor=protocol.session_actor_name(request.key, epoch),
-        )
+        owner = records.Owner(node=here.name, incarnation=here.incarnation, actor=actor)
         nonce = ids.nonce()
         await self._store.sessions.acquire(
             records.Acquire(
