@@ -36,7 +36,7 @@ class RedisSessions:
 
     async def head(self, key: records.SessionKey) -> records.Head:
         """Return the head."""
-        (reply,) = await self._wire.read(("HGETALL", keys.head(key)))
+        (reply,) = await self._wire.read_durable(("HGETALL", keys.head(key)))
         return record_codec.head(key, reply)
 
     async def page(self, tenant: str, *, after: str, limit: int) -> tuple[list[records.Head], str]:
@@ -49,7 +49,7 @@ class RedisSessions:
         if not entries:
             return [], ""
         found = [records.SessionKey(tenant, name.decode()) for name, _ in entries]
-        replies = await self._wire.read(*(("HGETALL", keys.head(key)) for key in found))
+        replies = await self._wire.read_durable(*(("HGETALL", keys.head(key)) for key in found))
         heads = [
             record_codec.head(key, reply)
             for key, reply in zip(found, replies, strict=True)
@@ -238,7 +238,7 @@ class RedisSessions:
 
     async def outcome(self, key: records.SessionKey, request_id: str) -> records.Outcome | None:
         """Return what is known of a request id beside the hot tail."""
-        (value,) = await self._wire.read(("HGET", keys.dedup(key), request_id))
+        (value,) = await self._wire.read_durable(("HGET", keys.dedup(key), request_id))
         return None if value is None else record_codec.outcome_of(value)
 
     async def delete(self, key: records.SessionKey) -> None:

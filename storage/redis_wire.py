@@ -35,6 +35,10 @@ _REMEDIES_READ_ONLY = {
 _AWAY = ("LOADING", "BUSY", "CLUSTERDOWN", "TRYAGAIN", "MASTERDOWN")
 
 
+#: Changes nothing, and is a write all the same.
+_MARK: Command = ("SET", "torpor:mark", "")
+
+
 class ScriptMissing(Exception):
     """The server does not have the script."""
 
@@ -95,6 +99,20 @@ class Wire:
                 raise _meaning(reply)
         self.barrier.check(reached, lost)
         return replies
+
+    async def read_durable(
+        self, *commands: Command, lost: type[errors.Unavailable] = errors.StoreUnavailable
+    ) -> list[Any]:
+        """Return the replies of reads once what they show is durable.
+
+        A server shows to all what one connection wrote and is still waiting for. A wait speaks of
+        its own connection's writes, so one is made after the read.
+        """
+        if self.before_writes is not None:
+            await self.before_writes()
+        if self.barrier is None:
+            return await self.read(*commands, lost=lost)
+        return (await self.write(*commands, _MARK, lost=lost))[:-1]
 
     async def connect(self) -> redis_connection.AbstractConnection:
         """Return a new connection that is not of the pool.

@@ -1,7 +1,7 @@
 """A store that is set below the deployment's durability is refused, with the remedy."""
 
 import pathlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import pytest
@@ -121,7 +121,7 @@ async def test_forbidden_config_is_noted(open_store: Open, own_store_server: val
 async def test_writes_wait_for_the_replica(
     open_store: Open, own_store_server: valkey.Server, tmp_path: pathlib.Path
 ) -> None:
-    """At level replicated a write that the replica did not confirm is not acknowledged."""
+    """At level replicated a write that the replica did not confirm is neither told nor shown."""
     head = await store_samples.owned(open_store(FSYNC))
     own_store_server.configure("repl-diskless-sync-delay", "0")
     with valkey.Server(tmp_path / "replica") as replica:
@@ -133,6 +133,16 @@ async def test_writes_wait_for_the_replica(
     store._wire.barrier = redis_wire.Barrier(local=1, replicas=1, timeout_ms=50)
     with pytest.raises(errors.OutcomeUnknown, match="confirmed"):
         await store.sessions.commit(store_samples.commit(head))
+    reads: tuple[Callable[[], Awaitable[object]], ...] = (
+        lambda: store.sessions.head(head.key),
+        lambda: store.sessions.page(head.key.tenant, after="", limit=1),
+        lambda: store.sessions.hot(head.key, after=0, limit=1),
+        lambda: store.sessions.outcome(head.key, "r-1"),
+    )
+    for read in reads:
+        with pytest.raises(errors.StoreUnavailable, match="confirmed"):
+            await read()
+    store._wire.barrier = None
     assert (await store.sessions.head(head.key)).version == head.version + 1
 
 
