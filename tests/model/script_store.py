@@ -175,7 +175,7 @@ class _Wire:
             sent.append(command)
         return self._link.exchange(sent)
 
-    write = read
+    write = read_durable = read
 
 
 class _Link:
