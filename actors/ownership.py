@@ -7,12 +7,12 @@ moment that stops being so, the next write says `Fenced` and the process ends.
 import asyncio
 import contextlib
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 
 import msgspec
 
 from torpor import clock, errors, ids, limits, messages, probes
-from torpor.actors import checkpoints, rollback, turn_context
+from torpor.actors import checkpoints, outcomes, rollback, turn_context
 from torpor.storage import blobs, history, keyring, records, segments, storage_proof, store
 
 #: An owner whose commit's answer was lost asks this often what became of it; with the pauses
@@ -123,7 +123,7 @@ class Ownership:
         known = self.outcomes.get(request_id)
         if known is None:
             if len(self.outcomes) >= limits.DEDUP_MAX:
-                self._forget_old()
+                self.outcomes = outcomes.worth_keeping(self.outcomes, self._clock.now_ms())
             if len(self.outcomes) >= limits.DEDUP_MAX:
                 raise errors.DedupFull(session=self.head.key.session)
         elif known.body_digest != body_digest:
@@ -146,13 +146,12 @@ class Ownership:
             StorageFull, StorageUnavailable: a large state could not be stored; nothing happened.
         """
         commit = await self._numbered(change)
-        try:
-            self._reach(probes.Point.COMMIT_BEFORE, commit)
-            committed = await self._store.sessions.commit(commit)
-        except errors.OutcomeUnknown:
-            committed = await self._resolve(commit)
-        except (errors.VersionConflict, errors.Fenced) as error:
-            raise await self._versions_lost() or error from None
+        async with self._telling_losses():
+            try:
+                self._reach(probes.Point.COMMIT_BEFORE, commit)
+                committed = await self._store.sessions.commit(commit)
+            except errors.OutcomeUnknown:
+                committed = await self._resolve(commit)
         self._reach(probes.Point.COMMIT_AFTER, commit)
         self._mirror(commit, change)
         return committed
@@ -164,20 +163,20 @@ class Ownership:
             Fenced, StoreUnavailable
             VersionsLost: the store went back to an earlier state; this process must end.
         """
-        # A long tail costs memory of the store; shared storage that fails must not keep the session
-        # in a process, too.
-        with contextlib.suppress(errors.StorageFull, errors.StorageUnavailable, errors.DataLoss):
-            await self.seal_if_longer_than(limits.HOT_EVENTS_ASLEEP_MAX)
-        probes.reach(probes.Point.RELEASE_BEFORE, session=str(self.head.key))
-        try:
+        async with self._telling_losses():
+            # A long tail costs memory of the store; shared storage that fails must not keep the
+            # session in a process, too.
+            with contextlib.suppress(
+                errors.StorageFull, errors.StorageUnavailable, errors.DataLoss
+            ):
+                await self._seal_if_longer_than(limits.HOT_EVENTS_ASLEEP_MAX)
+            probes.reach(probes.Point.RELEASE_BEFORE, session=str(self.head.key))
             released = await self._store.sessions.release(
                 self.head.key,
                 epoch=self.head.epoch,
                 nonce=self.head.nonce,
                 expected_version=self.head.version,
             )
-        except (errors.VersionConflict, errors.Fenced) as error:
-            raise await self._versions_lost() or error from None
         if released:
             probes.reach(probes.Point.RELEASE_AFTER, session=str(self.head.key))
         return released
@@ -193,13 +192,24 @@ class Ownership:
         )
 
     async def seal_if_longer_than(self, events: int) -> None:
-        """Move the hot tail's older part into cold segments if the tail is longer than `events`."""
+        """Move the hot tail's older part into cold segments if the tail is longer than `events`.
+
+        Raises:
+            Fenced, VersionsLost: this process must end.
+            StoreUnavailable, StorageFull, StorageUnavailable, DataLoss
+        """
+        async with self._telling_losses():
+            await self._seal_if_longer_than(events)
+
+    async def _seal_if_longer_than(self, events: int) -> None:
         head = self.head
         if head.next_seq - head.hot_from <= events:
             return
         probes.reach(probes.Point.SEAL_BEFORE, session=str(head.key))
         upto = head.next_seq - limits.HOT_EVENTS_KEPT
         run = await self.history.read(after=head.hot_from - 1, limit=upto - head.hot_from)
+        if len(run) < upto - head.hot_from:
+            raise errors.VersionConflict(session=head.key.session)
         cold_index = await asyncio.to_thread(
             segments.seal, self._blobs, self._keys.tenant, head.cold_index, run
         )
@@ -224,7 +234,7 @@ class Ownership:
         self.head = msgspec.structs.replace(
             self.head, hot_from=run[-1].seq + 1, cold_index=cold_index
         )
-        self._forget_old()
+        self.outcomes = outcomes.worth_keeping(self.outcomes, self._clock.now_ms())
 
     async def _acquire(self, claim: records.Acquire) -> records.Acquired:
         probes.reach(probes.Point.ACQUIRE_BEFORE, session=str(claim.key))
@@ -332,6 +342,14 @@ class Ownership:
             )
         raise errors.OutcomeUnknown(session=str(commit.key))
 
+    @contextlib.asynccontextmanager
+    async def _telling_losses(self) -> AsyncIterator[None]:
+        """Let a refusal tell what was lost, if it comes from a store that went back."""
+        try:
+            yield
+        except (errors.VersionConflict, errors.Fenced) as error:
+            raise await self._versions_lost() or error from None
+
     async def _versions_lost(self) -> errors.VersionsLost | None:
         """Return what was lost, None if the store is not behind this owner or cannot be asked."""
         known = self.head
@@ -347,7 +365,9 @@ class Ownership:
                     observed_incarnation="",
                     nonce=ids.nonce(),
                 )
-                stored = self.head = (await self._acquire(again)).head
+                # Whoever asks is told all the same.
+                with contextlib.suppress(errors.TorporError):
+                    stored = self.head = (await self._acquire(again)).head
             return await self._report_lost(known, stored)
         return None
 
@@ -378,16 +398,3 @@ class Ownership:
             updated_ms=commit.at_ms,
             fruitless=0,
         )
-
-    def _forget_old(self) -> None:
-        since_ms = self._clock.now_ms() - limits.DEDUP_KEEP_MS
-        # Whatever the clock says: one that is ahead must not forget what has just been handled.
-        newest = sorted(known.version for known in self.outcomes.values())
-        since_version = newest[-limits.DEDUP_HOT_MAX :][0] if newest else 0
-        self.outcomes = {
-            rid: known
-            for rid, known in self.outcomes.items()
-            if known.state is records.OutcomeState.PENDING
-            or known.at_ms >= since_ms
-            or known.version >= since_version
-        }

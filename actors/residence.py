@@ -333,6 +333,8 @@ class Residence:
             await self._owned.seal_if_longer_than(limits.HOT_EVENTS_MAX)
         except (errors.Fenced, errors.SessionDeleted):
             self._move(lifecycle.Signal.FENCED)
+        except errors.VersionsLost:
+            await self._spoil()
         except errors.TorporError as error:
             log.warning("not sealed: %s", error, extra={"action": "seal_failed"})
 

@@ -24,8 +24,11 @@ REQUESTS_NAMED_MAX = 100
 def went_back(known: records.Head, stored: records.Head) -> bool:
     """Whether the store has forgotten something that it had told the owner.
 
-    Epochs and versions only grow, and an epoch has one nonce, or none once its owner is gone.
+    Epochs and versions only grow, and an epoch has one nonce, or none once its owner is gone. That
+    the store forgot a claim alone is no loss: nobody else was told of it.
     """
+    if stored.version == known.version:
+        return stored.commit_id != known.commit_id
     another = stored.epoch == known.epoch and stored.nonce not in ("", known.nonce)
     return stored.version < known.version or stored.epoch < known.epoch or another
 
@@ -80,8 +83,8 @@ def _commit(
             "from_version": known.version,
             "to_version": stored.version,
             "lost": {
-                "versions": [stored.version + 1, known.version],
-                "events": [stored.next_seq, known.next_seq - 1],
+                "versions": _span(stored.version + 1, known.version),
+                "events": _span(stored.next_seq, known.next_seq - 1),
                 "requests": requests[-REQUESTS_NAMED_MAX:],
             },
         },
@@ -97,3 +100,8 @@ def _commit(
         events=(event,),
         at_ms=at_ms,
     )
+
+
+def _span(first: int, last: int) -> list[int]:
+    """Return both ends, or nothing: others have written since, and it cannot be told over what."""
+    return [first, last] if first <= last else []

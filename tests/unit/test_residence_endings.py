@@ -108,3 +108,18 @@ async def test_file_for_an_agent_that_keeps_its_thread_busy(
     await here.ended()
     freed.set()
     assert (await store.sessions.head(here.owned.head.key)).owner is None
+
+
+async def test_tidying_up_in_a_store_that_went_back(
+    store: memory_store.MemoryStore, activate: Activate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What memory holds is not what the store holds, so nothing more is done with it."""
+    here = await activate(await activations.new_session(store))
+
+    async def lost(_: int) -> None:
+        raise errors.VersionsLost
+
+    monkeypatch.setattr(here.owned, "seal_if_longer_than", lost)
+    await here.send("1")
+    await here.ended()
+    assert (await store.sessions.head(here.owned.head.key)).owner is None

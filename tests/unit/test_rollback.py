@@ -3,10 +3,11 @@
 import pathlib
 from collections.abc import AsyncIterator, Callable
 
+import msgspec
 import pytest
 import redis
 
-from torpor import errors, messages
+from torpor import errors, limits, messages
 from torpor.actors import ownership, rollback, turn_context
 from torpor.storage import local_blobs, records, redis_store
 from torpor.testing import activations, store_samples, valkey
@@ -185,3 +186,107 @@ async def test_no_loss_is_made_up(
     with pytest.raises(errors.Fenced):
         await owned.commit(_turn("mine"))
     assert messages.SESSION_RECOVERED not in [event.type for event in await _events(second)]
+
+
+async def test_lost_with_the_answer_and_the_claim(
+    store: redis_store.RedisStore,
+    blob_store: local_blobs.LocalBlobStore,
+    past: Callable[[], Past],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The store comes back without the claim, too: that it refuses another one hides nothing."""
+    key = await activations.new_session(store)
+    before = past()
+    owned, _ = await activations.claim(store, blob_store, key)
+    await owned.commit(_turn("lost"))
+
+    async def die(commit: records.Commit) -> records.Committed:
+        before.bring_back()
+        monkeypatch.undo()
+        raise errors.OutcomeUnknown(session=commit.key.session)
+
+    monkeypatch.setattr(store.sessions, "commit", die)
+    with pytest.raises(errors.VersionsLost):
+        await owned.commit(_turn("under way"))
+    assert (await _events(owned))[-1].data["lost"]["requests"] == ["lost"]
+
+
+async def test_a_claim_alone_is_no_loss(
+    store: redis_store.RedisStore, blob_store: local_blobs.LocalBlobStore, past: Callable[[], Past]
+) -> None:
+    """Whoever had only been woken is fenced, and nothing is reported: nobody was told of it."""
+    key = await activations.new_session(store)
+    first, _ = await activations.claim(store, blob_store, key)
+    await first.commit(_turn("kept"))
+    await first.release()
+    before = past()
+    owned, _ = await activations.claim(store, blob_store, key)
+    before.bring_back()
+    with pytest.raises(errors.Fenced):
+        await owned.commit(_turn("new"))
+    assert messages.SESSION_RECOVERED not in [event.type for event in await _events(owned)]
+
+
+async def test_others_have_written_as_much(
+    store: redis_store.RedisStore, blob_store: local_blobs.LocalBlobStore, past: Callable[[], Past]
+) -> None:
+    """The loss is reported, and no versions are named: who knows which of them are others' now."""
+    key = await activations.new_session(store)
+    before = past()
+    owned, _ = await activations.claim(store, blob_store, key)
+    await owned.commit(_turn("lost"))
+    before.bring_back()
+    second, _ = await activations.claim(store, blob_store, key)
+    await second.commit(_turn("theirs"))
+    await second.release()
+    with pytest.raises(errors.VersionsLost):
+        await owned.commit(_turn("new"))
+    report = (await _events(owned))[-1]
+    assert (report.type, report.data["lost"]["versions"]) == (messages.SESSION_RECOVERED, [])
+
+
+async def test_it_is_told_though_it_cannot_be_reported(
+    store: redis_store.RedisStore,
+    blob_store: local_blobs.LocalBlobStore,
+    past: Callable[[], Past],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Whoever calls is told also when the store goes away before the owner has claimed again."""
+    key = await activations.new_session(store)
+    before = past()
+    owned, _ = await activations.claim(store, blob_store, key)
+    await owned.commit(_turn("lost"))
+    before.bring_back()
+
+    async def away(claim: records.Acquire) -> records.Acquired:
+        raise errors.StoreUnavailable(session=claim.key.session)
+
+    monkeypatch.setattr(store.sessions, "acquire", away)
+    with pytest.raises(errors.VersionsLost):
+        await owned.commit(_turn("new"))
+
+
+@pytest.mark.parametrize("forgotten", ["the claim", "the tail", "a seal"])
+async def test_a_long_tail_hides_no_loss(
+    store: redis_store.RedisStore,
+    blob_store: local_blobs.LocalBlobStore,
+    past: Callable[[], Past],
+    forgotten: str,
+) -> None:
+    """What has to be sealed first, and is not there any more, is reported as a commit would."""
+    key = await activations.new_session(store)
+    before = past()
+    owned, _ = await activations.claim(store, blob_store, key)
+    if forgotten != "the claim":
+        before = past()
+    for request_id in ("lost-1", "lost-2"):
+        turn = _turn(request_id)
+        drafts = (*turn.drafts,) * (limits.HOT_EVENTS_ASLEEP_MAX + 1)
+        await owned.commit(msgspec.structs.replace(turn, drafts=drafts))
+        if forgotten == "a seal":
+            await owned.seal_if_longer_than(limits.HOT_EVENTS_ASLEEP_MAX)
+            forgotten = "a seal that was made"
+    before.bring_back()
+    with pytest.raises(errors.VersionsLost):
+        await owned.release()
+    assert (await _events(owned))[-1].data["lost"]["requests"] == ["lost-1", "lost-2"]
