@@ -85,11 +85,17 @@ if consumed > 0 then
 end
 if ARGV[8] ~= '' then
   redis.call('LTRIM', KEYS[5], skipped, -1)
-  local newest = redis.call('LPOP', KEYS[5]) or ''
+  local newest = redis.call('LINDEX', KEYS[5], 0)
   if back == '0' and head[8] then
-    redis.call('LPUSH', KEYS[5], newest, head[11] or '', head[10], head[9], head[8], head[7], head[6], head[5])
+    -- Its envelope stays where it is: written anew it would go to the log and to replicas once more.
+    if not newest then
+      redis.call('LPUSH', KEYS[5], '')
+    end
+    redis.call('LPUSH', KEYS[5], head[11] or '', head[10], head[9], head[8], head[7], head[6], head[5])
+  elseif newest then
+    redis.call('LPOP', KEYS[5])
   end
-  redis.call('LPUSH', KEYS[5], ARGV[8] == '=' and newest or string.sub(ARGV[8], 2))
+  redis.call('LPUSH', KEYS[5], ARGV[8] == '=' and (newest or '') or string.sub(ARGV[8], 2))
   redis.call('LTRIM', KEYS[5], 0, ARGV[14])
 end
 version, next_seq = version + 1, next_seq + events

@@ -1,12 +1,14 @@
 """What other clients do between the round trips of a call, or between its commands."""
 
+import operator
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import pytest
+import redis
 
-from torpor import errors
-from torpor.storage import keys, redis_sessions, redis_wire
+from torpor import errors, limits
+from torpor.storage import keys, records, redis_sessions, redis_store, redis_wire
 from torpor.testing import store_samples, valkey
 
 
@@ -68,3 +70,20 @@ async def test_claim_overtaken_between_its_reads_is_fenced(
     monkeypatch.setattr(wire, "write", overtaken)
     with pytest.raises(errors.Fenced):
         await sessions.acquire(store_samples.claim(head))
+
+
+async def test_a_turn_logs_its_own_state_alone(own_store_server: valkey.Server) -> None:
+    """The states that stay as restore points are not written to log and replicas once more."""
+    store = redis_store.open(store_samples.deployment_at(own_store_server.url))
+    log = redis.Redis(port=own_store_server.port)
+    reference = records.CheckpointRef(
+        version=2, epoch=1, origin="chat", state="state-digest", state_bytes=20_000, inline=True
+    )
+    head, sizes, state = await store_samples.owned(store), list[int](), b"s" * 20_000
+    for _ in range(limits.RESTORE_POINTS_MAX + 2):
+        commit = store_samples.commit(head, checkpoint=reference, inline_state=state)
+        await store.sessions.commit(commit)
+        head = await store.sessions.head(head.key)
+        sizes.append(int(log.info("persistence")["aof_current_size"]))
+    await store.close()
+    assert all(more < 1.5 * len(state) for more in map(operator.sub, sizes[1:], sizes))
