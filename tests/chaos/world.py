@@ -32,6 +32,8 @@ from torpor.testing import eventually
 TENANTS = ("red", "blue")
 HEAD = "head"
 LEASE_TTL_MS = 3_000
+#: The nodes share one machine's cores, and an activation takes most of a core.
+ACTIVATIONS_MAX = 1
 #: Enough for a long run's blobs, small enough to be filled in some seconds.
 STORAGE_BYTES = 2 << 30
 #: A world is up within this on a slow machine; most of it is Python importing.
@@ -174,6 +176,7 @@ class World:
             gateway_host="0.0.0.0",  # noqa: S104 — in a namespace
             gateway_port=machine.GATEWAY_PORT,
             load_scope=deployment.LoadScope.NODE,
+            activations_per_node_max=ACTIVATIONS_MAX,
             lease_ttl_ms=self.lease_ttl_ms,
         )
 
