@@ -35,8 +35,11 @@ _REMEDIES_READ_ONLY = {
 _AWAY = ("LOADING", "BUSY", "CLUSTERDOWN", "TRYAGAIN", "MASTERDOWN")
 
 
-#: Changes nothing, and is a write all the same.
-_MARK: Command = ("SET", "torpor:mark", "")
+#: Changes nothing, and is a write all the same, which a full server takes, too.
+_MARK: Command = (
+    *("EVAL", "#!lua flags=allow-oom\nreturn redis.call('SET', KEYS[1], '')"),
+    *(1, "torpor:mark"),
+)
 
 
 class ScriptMissing(Exception):

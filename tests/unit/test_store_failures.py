@@ -153,10 +153,12 @@ async def test_replica_refuses_writes(open_store: Open, own_store_server: valkey
     assert (await store.sessions.commit(store_samples.commit(head))).version == 2
 
 
+@pytest.mark.parametrize("appendfsync", ["always", "everysec"])
 async def test_full_server_refuses_whole_commits(
-    open_store: Open, own_store_server: valkey.Server
+    open_store: Open, own_store_server: valkey.Server, appendfsync: str
 ) -> None:
     """A full server changes nothing of a commit; reading, releasing and deleting still work."""
+    own_store_server.configure("appendfsync", appendfsync)
     store = open_store(own_store_server.url)
     head = await store_samples.owned(store)
     await store.sessions.enqueue(head.key, store_samples.item("r-1"))
