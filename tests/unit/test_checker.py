@@ -2,12 +2,13 @@
 
 import json
 import pathlib
+from typing import Any
 
 import msgspec
 import pytest
 
 from torpor import errors, messages
-from torpor.testing import invariants, recorded_run, recording, violations
+from torpor.testing import invariants, recorded_run, recording, violations, witness_client
 from torpor.testing.recorded_run import KEY, Run
 from torpor.testing.recording import Ending, Kind, Operation
 
@@ -35,6 +36,7 @@ class Live:
                 session=one.session,
                 token=one.token,
                 request_id=one.request_id,
+                min_version=one.min_version,
             )
             self.now_s = one.ended_s or 0.0
             self.recorder.end(begun, one.ending, reply=one.reply, reason=one.reason)
@@ -150,3 +152,72 @@ def test_session_that_is_being_made_may_be_lost_too(live: Live) -> None:
     fields = {"from_version": lost, "to_version": kept, "lost": {"events": [1, 2]}}
     live.run.event(messages.SESSION_RECOVERED, **fields)
     assert live.verify(final=True) == []
+
+
+def _goes_back_unseen(live: Live, **reported: Any) -> None:
+    """Let the newest turn be lost, and a client be told of it."""
+    kept, lost = live.run.go_back(1)
+    told = {"min_version": lost, "reply": recording.Reply(version=kept)} | reported
+    live.repeat(
+        live.run.told(Kind.READ, ending=Ending.UNKNOWN, reason=errors.VersionsLost.reason, **told)
+    )
+
+
+def test_report_excuses_nothing_that_a_later_fault_loses(live: Live) -> None:
+    """A version whose number was lost and came again is missed if it is lost again in silence."""
+    live.checker = invariants.Checker(live.recorder)
+    live.repeat(*live.run.operations)
+    live.checker.may_lose(live.run.now_s + 5)
+    _goes_back_unseen(live)
+    assert live.verify(begun_s=20.0, final=True) == []
+    live.run.now_s += 10
+    live.repeat(live.run.turn("again"))
+    assert live.verify(begun_s=40.0, final=True) == []
+    live.run.go_back(1)
+    live.checker.may_lose(50.0)
+    assert {one.invariant for one in live.verify(final=True)} == {violations.Invariant.ONCE}
+
+
+@pytest.mark.parametrize(("kept_s", "found"), [(-1.0, 0), (50.0, 1)])
+def test_what_the_later_store_had_may_not_be_lost(live: Live, kept_s: float, found: int) -> None:
+    """What was acknowledged before the replica fell behind has to be there, whatever is told."""
+    live.checker = invariants.Checker(live.recorder)
+    live.repeat(*live.run.operations)
+    live.checker.may_lose(50.0, kept_s=kept_s)
+    _goes_back_unseen(live)
+    assert len(live.verify(final=True)) == found
+
+
+@pytest.mark.parametrize(("version", "whole", "found"), [(5, 2, 0), (5, 3, 1), (9, 2, 1)])
+def test_damage_is_told_and_goes_back_no_further_than_it_must(
+    live: Live, version: int, whole: int, found: int
+) -> None:
+    """The newest version that is whole is taken, and a damage that nothing tells of was used."""
+    live.run.event(messages.SESSION_RECOVERED, from_version=5, to_version=2, lost={"state": True})
+    live.checker = invariants.Checker(live.recorder)
+    live.repeat(*live.run.operations)
+    live.checker.may_be_damaged(KEY, version=version, whole_version=whole)
+    told = live.verify(final=True)
+    assert [one.invariant for one in told] == [violations.Invariant.GUARDS] * found
+    assert live.verify(final=True) == []
+
+
+def test_session_that_was_created_is_found(live: Live) -> None:
+    """Who asks for a session after its creation was answered is not told that there is none."""
+    live.repeat(*live.run.operations)
+    live.repeat(live.run.told(Kind.CREATE, begun_s=1.0, ended_s=2.0))
+    refused = {"ending": Ending.FAIL, "reason": errors.SessionNotFound.reason}
+    live.repeat(live.run.told(Kind.GET, begun_s=1.5, ended_s=3.0, **refused))
+    assert live.verify() == []
+    live.repeat(live.run.told(Kind.GET, begun_s=2.5, ended_s=3.0, **refused))
+    assert [one.invariant for one in live.verify()] == [violations.Invariant.ONCE]
+
+
+def test_deleted_session_is_judged_by_its_last_reading(live: Live) -> None:
+    """What was acknowledged before a session was read, and deleted, has to be in that reading."""
+    live.repeat(*live.run.operations)
+    live.repeat(live.run.told(Kind.DELETE, begun_s=100.0, ended_s=101.0))
+    live.repeat(live.run.told(Kind.APPEND, "lost", reply=live.run.operations[0].reply))
+    last = witness_client.Reading(events=live.run.events, begun_s=99.0)
+    found = live.checker.retire(KEY, last)
+    assert violations.Invariant.ONCE in {one.invariant for one in found}

@@ -283,6 +283,22 @@ def test_event_that_was_left_out(run: Run) -> None:
     assert run.found() == {"I1"}
 
 
+def test_page_that_hides_the_newest_events(run: Run) -> None:
+    """Nothing behind an event was seen, though a token behind it had been acknowledged."""
+    run.told(Kind.EVENTS, after_seq=len(run.events))
+    assert run.found() == set()
+    run.told(Kind.EVENTS, after_seq=run.events[1].seq)
+    assert run.found() == {"I3"}
+
+
+def test_append_that_says_nothing_of_what_it_held(run: Run) -> None:
+    """A witness's answer without its numbers proves nothing, so it is no answer."""
+    operation = run.operations[0]
+    assert operation.reply is not None
+    run.change(operation.reply.seq, data={})
+    assert run.found() == {"I4"}
+
+
 # --- I6, I7, I8 -----------------------------------------------------------------------------------
 
 

@@ -78,6 +78,23 @@ async def test_witness_makes_blobs_and_waits(tmp_path: pathlib.Path) -> None:
     assert len(agent.ballast) == (tmp_path / witness.BALLAST_FILE).stat().st_size == 2048
 
 
+async def test_witness_tells_when_its_ballast_is_not_what_it_wrote(tmp_path: pathlib.Path) -> None:
+    """A bit flipped beside the tokens, or a file cut off, shows in the next reply."""
+    agent, events = witness.Witness(), list[messages.Event]()
+    said = await _turn(agent, tmp_path, events, "append a", blob=1)
+    assert await _turn(agent, tmp_path, events, "read") == said
+    file = tmp_path / witness.BALLAST_FILE
+    whole = file.read_bytes()
+    for damaged in (b"", whole[:-1], bytes([whole[0] ^ 1]) + whole[1:]):
+        file.write_bytes(damaged)
+        told = await _turn(agent, tmp_path, events, "read")
+        assert told == said | {"file_chain": witness.DAMAGED}
+    file.unlink()
+    agent.ballast = agent.ballast[:-1] + bytes([agent.ballast[-1] ^ 1])
+    told = await _turn(agent, tmp_path, events, "read")
+    assert told == said | {"state_chain": witness.DAMAGED}
+
+
 # --- the client -----------------------------------------------------------------------------------
 
 

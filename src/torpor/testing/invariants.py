@@ -16,7 +16,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 import msgspec
 
 from torpor import errors, messages
-from torpor.testing import invariants_ledger, recording
+from torpor.testing import invariants_ledger, recording, witness_client
 from torpor.testing.recording import Ending, Kind, Operation
 from torpor.testing.violations import Invariant, Violation
 
@@ -67,27 +67,47 @@ class Checker:
         for record in self._records.new() if self._records else ():
             self._ledger(record.session).record(record)
 
-    def may_lose(self, at_s: float, *, since_s: float | None = None) -> None:
+    def may_lose(
+        self, at_s: float, *, since_s: float | None = None, kept_s: float = -math.inf
+    ) -> None:
         """Excuse what is reported to be lost: the store may have gone back in time.
 
         Args:
             at_s: on the recorder's clock, when all processes spoke to the later store.
             since_s: when the last of them may have spoken to the former one; `at_s` if None.
+            kept_s: what had been acknowledged before is in the later store, too, so that nothing
+                excuses its loss.
         """
         self.collect()
         for operation in self._recorder.under_way.values():
             # A session that is just being made may be lost as well.
             self._ledger(operation.key)
         for ledger in self._ledgers.values():
-            ledger.may_lose(at_s, at_s if since_s is None else since_s)
+            ledger.may_lose(at_s, at_s if since_s is None else since_s, kept_s)
 
-    def may_be_damaged(self, key: str) -> None:
-        """Note that bytes stored for a session are damaged on purpose."""
-        self._ledger(key).may_be_damaged()
+    def may_be_damaged(self, key: str, *, version: int = 0, whole_version: int = 0) -> None:
+        """Note that bytes stored for a session are damaged on purpose.
 
-    def retire(self, key: str) -> list[Violation]:
-        """Forget a deleted session, but that it is deleted; returns what is wrong since."""
+        Args:
+            key: `tenant/session`.
+            version: which one cannot be brought back: its history has to tell of that; 0 if it may
+                go unnoticed.
+            whole_version: the newest one that can, which is the oldest to go back to; 0 if that is
+                not known.
+        """
+        self._ledger(key).may_be_damaged(version, whole_version)
+
+    def retire(self, key: str, last: witness_client.Reading | None = None) -> list[Violation]:
+        """Forget a deleted session, but that it is deleted; returns what is wrong since.
+
+        Args:
+            key: `tenant/session`.
+            last: its history from the start, read before it was deleted. What ended after that,
+                or without it since `verify`, is never judged.
+        """
         self.collect()
+        if last is not None:
+            self._ledger(key).extend(last.events, begun_s=last.begun_s)
         found = self._ledger(key).verify()
         self._ledger(key).forget()
         return found
@@ -136,9 +156,9 @@ def check(history: History) -> list[Violation]:
         key: invariants_ledger.SessionLedger(key, sent, probed=probed) for key in sorted(keys)
     }
     for key, at_s in history.lossy.items():
-        ledgers[key].may_lose(at_s, at_s)
+        ledgers[key].may_lose(at_s, at_s, -math.inf)
     for key in history.damaged:
-        ledgers[key].may_be_damaged()
+        ledgers[key].may_be_damaged(0, 0)
     for record in history.records or ():
         if record.session in ledgers:
             ledgers[record.session].record(record)

@@ -60,11 +60,18 @@ class SessionLedger:
         self._tried: set[int] = set()
         self._tried_s: dict[str, float] = {}
         self._gap_free_to = 0
-        self._deleted_s = math.inf
-        # Of faults that may lose something.
-        self._lossy_s = self._lossy_since_s = -math.inf
+        self._created_s = self._deleted_s = math.inf
+        # Of faults that may lose something; what ended before `kept` they must not.
+        self._lossy_s = self._lossy_since_s = self._kept_s = -math.inf
+        #: Whether what the last of them lost has been judged.
+        self._settled = True
         self._damaged = False
+        #: The newest version that is whole beside each damage; damaged versions yet to be told of.
+        self._whole: list[int] = []
+        self._untold: set[int] = set()
         self._losses: list[Loss] = []
+        #: Reports in the history that name what an earlier fault lost.
+        self._former: set[Loss] = set()
         #: Told to clients, and not in the history that was read since.
         self._missing: dict[int, tuple[Operation, str]] = {}
         #: All that clients were told, to be judged again if the history goes back.
@@ -81,13 +88,29 @@ class SessionLedger:
         deleted = ok and operation.kind is Kind.DELETE
         if deleted or operation.reason == errors.SessionDeleted.reason:
             ended_s = operation.ended_s or 0.0
-            # Before, the tombstone may be among what was lost.
-            if ended_s > self._lossy_s:
+            # Otherwise the tombstone may be among what was lost.
+            if not self._may_be_lost(ended_s):
                 self._deleted_s = min(self._deleted_s, ended_s)
         elif ok and operation.begun_s > self._deleted_s:
             self._say(Invariant.GUARDS, f"{operation.kind} after it was deleted", operation.id)
         else:
+            self._judge_presence(operation)
             self._waiting.append(operation)
+
+    def _judge_presence(self, operation: Operation) -> None:
+        ended_s = operation.ended_s or 0.0
+        if operation.kind is Kind.CREATE and operation.ending is Ending.OK:
+            if not self._may_be_lost(ended_s):
+                self._created_s = min(self._created_s, ended_s)
+        elif (
+            operation.reason == errors.SessionNotFound.reason
+            and operation.begun_s > self._created_s
+        ):
+            self._say(
+                Invariant.ONCE,
+                f"{operation.kind} found no session after its creation",
+                operation.id,
+            )
 
     def record(self, record: recording.Record) -> None:
         """Take in a claim or a commit that a process recorded."""
@@ -108,6 +131,9 @@ class SessionLedger:
 
     def extend(self, events: Iterable[messages.Event], *, begun_s: float) -> None:
         """Take in the events behind `last_seq`, whose reading began at `begun_s`."""
+        if begun_s < self._lossy_s:
+            # Of the store that is gone.
+            return
         self._read_s = begun_s
         for token in self._story.extend(events):
             sent = self._sent.get(token)
@@ -117,19 +143,32 @@ class SessionLedger:
                 other = self._order.append(position, sent.begun_s, math.inf, 0)
                 self._judge_order(other, f"token {token}, number {position},")
 
-    def may_lose(self, at_s: float, since_s: float) -> None:
+    def may_lose(self, at_s: float, since_s: float, kept_s: float) -> None:
         """From `at_s` on the store may be one that lacks its last writes: read from the start.
 
-        Before `since_s` it was the old one; what was recorded between the two is of neither.
+        Before `since_s` it was the old one; what was recorded between the two is of neither. What
+        had ended before `kept_s` both have.
         """
+        # What is not judged yet may have been lost by the fault before this one.
+        self._kept_s = kept_s if self._settled else min(kept_s, self._kept_s)
+        self._settled = False
         self._lossy_s, self._lossy_since_s = at_s, since_s
+        if self._may_be_lost(self._created_s):
+            self._created_s = math.inf
+        # The tale of a damage may be lost like everything else.
+        self._untold.clear()
+        self._read_s = -math.inf
         self._waiting.extendleft(reversed(self._told))
         self._claims_before = self._claims
         self.forget()
 
+    def _may_be_lost(self, ended_s: float) -> bool:
+        """Whether what was acknowledged then may be gone, if that is reported."""
+        return self._kept_s <= ended_s <= self._lossy_s
+
     def forget(self) -> None:
         """Let go of everything that was read, and of what was judged by it."""
-        self._deleted_s = math.inf if self._deleted_s < self._lossy_s else self._deleted_s
+        self._deleted_s = math.inf if self._may_be_lost(self._deleted_s) else self._deleted_s
         self._told.clear()
         self._story = invariants_story.Story(self.key, self._sent, self._say)
         self._tell_story()
@@ -137,14 +176,17 @@ class SessionLedger:
         self._claims = invariants_claims.Claims(self._say)
         self._gap_free_to = 0
 
-    def may_be_damaged(self) -> None:
-        """From now on what is stored for the session may be damaged."""
+    def may_be_damaged(self, version: int, whole_version: int) -> None:
+        """From now on what is stored for the session may be damaged; 0 for what is not known."""
         self._damaged = True
+        self._whole.append(whole_version)
+        self._untold.update({version} - {0})
         self._tell_story()
 
     def _tell_story(self) -> None:
         self._story.may_lose = self._damaged or self._lossy_s > -math.inf
         self._story.mixed = Invariant.GUARDS if self._damaged else Invariant.ONE_VERSION
+        self._story.whole = self._whole
 
     def verify(self, *, final: bool = False, open_tokens: Collection[str] = ()) -> list[Violation]:
         """Judge what is new, and return what is wrong.
@@ -166,6 +208,7 @@ class SessionLedger:
         if final:
             self._judge_accepted()
             self._judge_missing()
+            self._judge_untold()
         found, self._found = self._found, []
         return found
 
@@ -189,6 +232,8 @@ class SessionLedger:
         elif operation.kind in LOOKS and operation.reply is not None:
             self._told.append(operation)
             self._judge_look(operation, operation.reply)
+        elif operation.kind is Kind.EVENTS and operation.begun_s > self._lossy_s:
+            self._judge_nothing(operation)
 
     def _judge_turn(self, operation: Operation) -> None:
         reply = operation.reply
@@ -219,6 +264,8 @@ class SessionLedger:
             return
         # What a witness holds is judged in the history, so its reply has only to be the same.
         told = answer.data or {}
+        if operation.kind is Kind.APPEND and not told.keys() >= witness.PARTS:
+            self._say(Invariant.ONE_VERSION, "its reply does not say what it held", operation.id)
         if told.keys() >= witness.PARTS and any(
             getattr(reply, it) != told[it] for it in witness.PARTS
         ):
@@ -242,6 +289,12 @@ class SessionLedger:
         elif operation.kind in (Kind.GET, Kind.EVENTS) and operation.begun_s > self._lossy_s:
             # Before, its event was perhaps another one of the same number.
             self._place(operation, reply)
+
+    def _judge_nothing(self, operation: Operation) -> None:
+        """Judge a look that found nothing behind an event: no append behind it had ended."""
+        position = self._story.count(operation.after_seq)
+        other = self._order.read(position, operation.begun_s, math.inf, operation.id)
+        self._judge_order(other, f"nothing behind event {operation.after_seq}", operation.id)
 
     def _place(self, operation: Operation, reply: recording.Reply) -> None:
         ended_s = math.inf if operation.ended_s is None else operation.ended_s
@@ -285,7 +338,7 @@ class SessionLedger:
     def _judge_accepted(self) -> None:
         for operation in self._accepted.values():
             # No version names what waits in an inbox, so no report of a loss can name it.
-            if (operation.ended_s or 0.0) > self._lossy_s:
+            if not self._may_be_lost(operation.ended_s or 0.0):
                 self._say(
                     Invariant.ONCE,
                     f"token {operation.token} was accepted and never handled",
@@ -293,22 +346,36 @@ class SessionLedger:
                 )
         self._accepted.clear()
 
+    def _judge_untold(self) -> None:
+        for version in self._untold:
+            if not any(told >= version for told in self._story.damaged):
+                self._say(
+                    Invariant.GUARDS, f"version {version} was damaged, and nothing tells of it"
+                )
+        self._untold.clear()
+
     def _miss(self, operation: Operation, invariant: Invariant, detail: str) -> None:
         if self._lossy_s > -math.inf:
-            self._missing[operation.id] = (operation, f"{detail}, and no report names it")
+            self._missing[operation.id] = (operation, detail)
         else:
             self._say(invariant, detail, operation.id)
 
     def _judge_missing(self) -> None:
         """Judge last what was lost: the report may come with the last operation."""
-        losses = [*self._losses, *self._story.losses]
+        losses = {*self._losses, *self._story.losses} - self._former
         for operation, detail in self._missing.values():
             version = operation.reply.version if operation.reply else 0
-            named = any(loss.names(version) for loss in losses)
             # What only the later store was told is not what the former one lost.
-            if not named or operation.begun_s > self._lossy_s:
-                self._say(Invariant.ONCE, detail, operation.id)
+            if operation.begun_s > self._lossy_s or not self._may_be_lost(operation.ended_s or 0.0):
+                self._say(Invariant.ONCE, f"{detail}, and nothing may be", operation.id)
+            elif not any(loss.names(version) for loss in losses):
+                self._say(Invariant.ONCE, f"{detail}, and no report names it", operation.id)
+        # The numbers of lost versions come again: no report excuses what a later fault loses.
+        self._told = [operation for operation in self._told if operation.id not in self._missing]
+        self._former.update(self._story.losses)
+        self._losses.clear()
         self._missing.clear()
+        self._settled = True
 
     def _say(self, invariant: Invariant, detail: str, *operations: int) -> None:
         self._found.append(

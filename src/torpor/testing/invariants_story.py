@@ -1,7 +1,7 @@
 """A session's history as it was read back, and what it says the agent must hold."""
 
 import bisect
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -56,6 +56,10 @@ class Story:
         self.mixed = Invariant.ONE_VERSION
         #: Whether a recovery may be reported at all.
         self.may_lose = False
+        #: Versions that a damage took away, as the history says.
+        self.damaged: list[int] = []
+        #: The newest version that was whole beside each damage.
+        self.whole: Sequence[int] = ()
         #: All versions that have an event.
         self.versions: set[int] = set()
         self._seqs: list[int] = []
@@ -183,10 +187,20 @@ class Story:
             self._say(
                 Invariant.GUARDS, f"event {event.seq} reports a loss, and there is no cause for one"
             )
-        lost = event.data["lost"]
+        lost, newest = event.data["lost"], int(event.data["from_version"])
         if "events" in lost:
-            newest = int(event.data["from_version"])
-            self.losses.append(Loss(kept_version=kept, lost_version=newest))
+            self.losses.append(
+                Loss(kept_version=kept, lost_version=newest, seq=event.seq, at_ms=event.at_ms)
+            )
+        else:
+            self.damaged.append(newest)
+            # Of damages that came later the next whole version is not older than this event.
+            whole = max((version for version in self.whole if version < newest), default=0)
+            if kept < whole:
+                self._say(
+                    Invariant.GUARDS,
+                    f"event {event.seq} goes back to version {kept}, though {whole} was whole",
+                )
         # The agent goes on with what it held then, whether the history was kept or went back, too.
         held = self._held[bisect.bisect_right(self._held_since, kept) - 1]
         self._holds(event.version, held)

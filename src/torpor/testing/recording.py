@@ -109,6 +109,8 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     seen: tuple[Seen, ...] = ()
     #: The least version that the client asked for, which is the newest that it had seen.
     min_version: int = 0
+    #: Of `events`: behind which event it looked.
+    after_seq: int = 0
     attempts: int = 0
 
     @property
@@ -152,7 +154,7 @@ class Recorder:
             kind: what it asks for.
             tenant: who asks.
             session: of which session; for a foreign one, still under the tenant who asks.
-            fields: `gateway`, `request_id`, `token`, `min_version`.
+            fields: `gateway`, `request_id`, `token`, `min_version`, `after_seq`.
 
         Raises:
             ValueError: the token was sent to another session before.

@@ -53,6 +53,9 @@ class Loss(msgspec.Struct, frozen=True, kw_only=True):
     #: The newest version that was kept, and the newest that was lost.
     kept_version: int
     lost_version: int
+    #: Of the event that says so, and the clock of its writer; 0 if a client was told.
+    seq: int = 0
+    at_ms: int = 0
 
     def names(self, version: int) -> bool:
         """Whether the report covers a version."""

@@ -25,6 +25,9 @@ PARTS = frozenset({"n", "chain", "state_n", "state_chain", "file_n", "file_chain
 NO_CHAIN = ""
 #: Where the newest token nearly always is; further back costs more to look.
 NEAR_EVENTS = 16
+#: Instead of a digest: the ballast beside the tokens is not what was written.
+DAMAGED = "damaged"
+_SEAL_BYTES = 16
 #: Between two looks for the file that a turn waits for.
 WAIT_PAUSE_S = 0.02
 
@@ -32,6 +35,18 @@ WAIT_PAUSE_S = 0.02
 def link(chain: str, token: str) -> str:
     """Return the digest of the tokens that `chain` stands for and one more."""
     return hashlib.blake2b(f"{chain} {token}".encode(), digest_size=16).hexdigest()
+
+
+def sealed(size_bytes: int) -> bytes:
+    """Return so many bytes: random ones behind the digest of them."""
+    noise = os.urandom(size_bytes - _SEAL_BYTES)
+    return hashlib.blake2b(noise, digest_size=_SEAL_BYTES).digest() + noise
+
+
+def is_whole(ballast: bytes) -> bool:
+    """Whether these are all the bytes that `sealed` returned, unchanged."""
+    seal = hashlib.blake2b(ballast[_SEAL_BYTES:], digest_size=_SEAL_BYTES).digest()
+    return ballast[:_SEAL_BYTES] == seal
 
 
 def chain_of(tokens: Iterable[str]) -> str:
@@ -46,7 +61,8 @@ class Witness(torpor.Agent):
     """Keeps tokens three times over.
 
     A message's data may hold `blob`, a number: so many KiB of new random bytes go to the state and
-    to a file, so that blobs are written; and `wait`, a path: the turn lasts until that file exists.
+    to a file, so that blobs are written, and replies prove that they are unchanged; and `wait`, a
+    path: the turn lasts until that file exists.
     """
 
     idle_timeout = "20s"
@@ -67,8 +83,8 @@ class Witness(torpor.Agent):
             n, chain = n + 1, link(chain, token)
             await self._append(ctx, token, n, chain)
         if kib := int(message.data.get("blob", 0)):
-            self.ballast = os.urandom(kib << 10)
-            (ctx.workspace / BALLAST_FILE).write_bytes(os.urandom(kib << 10))
+            self.ballast = sealed(kib << 10)
+            (ctx.workspace / BALLAST_FILE).write_bytes(sealed(kib << 10))
         if path := message.data.get("wait"):
             # Another process makes the file; no event tells of it.
             while not await asyncio.to_thread(pathlib.Path(path).exists):  # noqa: ASYNC110
@@ -84,15 +100,17 @@ class Witness(torpor.Agent):
         await ctx.emit(TOKEN, {"token": token, "n": n, "chain": chain})
 
     def _counted(self, ctx: torpor.Context, n: int, chain: str) -> dict[str, Any]:
-        path = ctx.workspace / TOKENS_FILE
+        path, ballast = ctx.workspace / TOKENS_FILE, ctx.workspace / BALLAST_FILE
         lines = path.read_text().splitlines() if path.exists() else []
+        is_state_whole = not self.ballast or is_whole(self.ballast)
+        is_file_whole = not ballast.exists() or is_whole(ballast.read_bytes())
         return {
             "n": n,
             "chain": chain,
             "state_n": len(self.tokens),
-            "state_chain": self.chain,
+            "state_chain": self.chain if is_state_whole else DAMAGED,
             "file_n": len(lines),
-            "file_chain": chain_of(lines),
+            "file_chain": chain_of(lines) if is_file_whole else DAMAGED,
         }
 
 

@@ -198,7 +198,8 @@ class Client:
                 return Told()
             return Told(reply=Reply(seq=seen[-1].seq, version=seen[-1].version), seen=seen)
 
-        return await self._tried(self._begin(Kind.EVENTS, session), ask, gateway)
+        begun = self._begin(Kind.EVENTS, session, after_seq=after_seq)
+        return await self._tried(begun, ask, gateway)
 
     async def read_back(self, session: str, *, after_seq: int = 0) -> Reading:
         """Read the history behind an event for the checker; it is not recorded.
