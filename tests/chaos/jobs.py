@@ -6,6 +6,8 @@ from typing import Any
 
 import msgspec
 
+from torpor.testing import witness_client
+
 #: Of a thousand operations. What starts a process costs a second of CPU and is therefore rare.
 MIX = {
     "append": 600,
@@ -23,8 +25,12 @@ MIX = {
 BLOB_EVERY = 20
 #: KiB of it and their weights; the last is more than the store keeps inline.
 BLOBS_KIB = {1: 6, 4: 3, 40: 1}
-#: How far back pages of events begin.
+#: How far back pages of events begin; one of so many begins at the first event, which is where
+#: nobody else looks: what was moved out of the store.
 EVENTS_BACK_MAX = 40
+FROM_START_EVERY = 40
+#: More events than a session ever has.
+ALL_EVENTS = 1 << 30
 
 
 class Slot:
@@ -37,6 +43,8 @@ class Slot:
         #: The newest event that an answer told of.
         self.seq = 0
         self.replacing = False
+        #: The whole history, read before the session was deleted; None if it could not be.
+        self.last: witness_client.Reading | None = None
 
     @property
     def key(self) -> str:
@@ -81,17 +89,21 @@ def choose(
     """
     verb = _weighted(rng, MIX)
     slot = rng.choice(pool)
+    # Drawn in any case: how many are deleted is a matter of time, the choices after it are not.
+    lot = rng.random()
     if verb == "deleted" and deleted:
-        slot = rng.choice(deleted)
+        slot = deleted[int(lot * len(deleted))]
     foreign = rng.choice([other for other in pool if other.tenant != slot.tenant])
     ballast = _weighted(rng, BLOBS_KIB)
+    back = rng.randrange(EVENTS_BACK_MAX)
+    from_start = rng.randrange(FROM_START_EVERY) == 0
     return Job(
         verb=verb,
         slot=slot,
         gateways=rng.sample(gateways, min(2, len(gateways))),
         number=number,
         data={"blob": ballast} if rng.randrange(BLOB_EVERY) == 0 else {},
-        back=rng.randrange(EVENTS_BACK_MAX),
+        back=ALL_EVENTS if from_start else back,
         other=foreign.session,
     )
 

@@ -310,12 +310,14 @@ class Load:
         slot.replacing = True
         try:
             asked = self._clients[slot.tenant]
+            former = jobs.Slot(slot.tenant, slot.session)
+            with contextlib.suppress(errors.TorporError):
+                former.last = await asked.read_back(slot.session, after_seq=0)
             deleted = await self._did(slot, asked.delete(slot.session, gateway=gateway))
             if deleted.ending is Ending.FAIL:
                 return
             name = self._name(slot.tenant)
             await self._did(slot, asked.create(name))
-            former = jobs.Slot(slot.tenant, slot.session)
             self._deleted.append(former)
             self.former.append(former)
             slot.session, slot.appends, slot.seq = name, 0, 0

@@ -245,3 +245,22 @@ async def test_requests_are_delivered_several_times_when_a_world_says_so(run: Ru
     operations = ran.run._load.recorder.operations
     deliveries = [each.request_id for each in operations if each.request_id.startswith("r")]
     assert max(deliveries.count(request_id) for request_id in set(deliveries)) == 3
+
+
+async def test_a_session_is_read_to_its_end_before_it_is_deleted(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The checker gets a last reading of it: what was acknowledged by then is judged."""
+    world = World(tmp_path)
+    monkeypatch.setattr(witness_client, "Client", lambda **fields: Client(world.service, **fields))
+    async with load.Load(
+        world, recording.Recorder(), random.Random("7"), rate_per_s=1.0
+    ) as running:
+        slot = running.quiet[0]
+        await running.append(slot)
+        key, slot.appends = slot.key, load.APPENDS_MAX + 1
+        await running.retire_long()
+        (former,) = running.former
+    assert former.key == key != slot.key
+    assert former.last is not None
+    assert former.last.events == world.service.sessions[key].events
