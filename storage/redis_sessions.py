@@ -203,6 +203,9 @@ class RedisSessions:
         )
         _raise(key, answer[0])
         _, hot_from, next_seq, cold_index, entries = answer
+        if entries:
+            # Not always: many watch, and mostly there is nothing new.
+            await self._wire.settle()
         return records.HotPage(
             events=record_codec.hot_events(entries),
             hot_from=hot_from,

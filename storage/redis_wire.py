@@ -103,9 +103,7 @@ class Wire:
         self.barrier.check(reached, lost)
         return replies
 
-    async def read_durable(
-        self, *commands: Command, lost: type[errors.Unavailable] = errors.StoreUnavailable
-    ) -> list[Any]:
+    async def read_durable(self, *commands: Command) -> list[Any]:
         """Return the replies of reads once what they show is durable.
 
         A server shows to all what one connection wrote and is still waiting for. A wait speaks of
@@ -114,8 +112,15 @@ class Wire:
         if self.before_writes is not None:
             await self.before_writes()
         if self.barrier is None:
-            return await self.read(*commands, lost=lost)
-        return (await self.write(*commands, _MARK, lost=lost))[:-1]
+            return await self.read(*commands)
+        return (await self.write(*commands, _MARK))[:-1]
+
+    async def settle(self) -> None:
+        """Return once all that was read so far is durable, for who may have read nothing new."""
+        if self.before_writes is not None:
+            await self.before_writes()
+        if self.barrier is not None:
+            await self.write(_MARK)
 
     async def connect(self) -> redis_connection.AbstractConnection:
         """Return a new connection that is not of the pool.

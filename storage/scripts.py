@@ -32,13 +32,13 @@ class Script:
     ) -> list[Any]:
         """Return the script's reply and those of the commands `then`, all in one round trip.
 
-        What it wrote, or read, is durable then.
+        What it wrote is durable then.
 
         Raises:
             lost: the answer did not come, and the script may have run.
             StoreUnavailable, StoreReadOnly
         """
-        send = wire.write if write else wire.read_durable
+        send = wire.write if write else wire.read
         tail = (len(keys), *keys, *arguments)
         try:
             return await send(("EVALSHA", self._digest, *tail), *then, lost=lost)

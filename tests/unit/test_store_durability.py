@@ -142,6 +142,8 @@ async def test_writes_wait_for_the_replica(
     for read in reads:
         with pytest.raises(errors.StoreUnavailable, match="confirmed"):
             await read()
+    # Watchers look once a second, and who finds nothing has nothing to wait for.
+    assert not (await store.sessions.hot(head.key, after=99, limit=1)).events
     store._wire.barrier = None
     assert (await store.sessions.head(head.key)).version == head.version + 1
 
