@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Protocol, Self
 
+import machine
 import report
 import schedule
 from torpor.testing.recording import Ending, Operation
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from jobs import Slot
     from load import Load
     from residents import Resident
-    from world import World
+    from world import Node, World
 
 #: Taken before the first fault.
 WAKES = 8
@@ -224,7 +225,7 @@ class Elsewhere:
         self._before: list[asyncio.Task[Operation]] = []
         self._during: list[asyncio.Task[Operation]] = []
         self._sampling: asyncio.Task[None] | None = None
-        #: Sessions whose process lived on undisturbed.
+        #: Sessions on nodes that the fault left alone, whatever became of their processes.
         self._elsewhere: set[str] = set()
 
     async def __aenter__(self) -> Self:
@@ -245,21 +246,21 @@ class Elsewhere:
             self._sampling.cancel()
         self._load.rate_per_s = self._usual_rate_per_s
         for calls, into in ((self._before, self._before_s), (self._during, self._during_s)):
-            # Also of those that failed: no session elsewhere may refuse.
             ended = await asyncio.gather(*calls)
-            into += [_took_s(call) for call in ended if call.key in self._elsewhere]
+            into += [
+                # No session elsewhere may refuse: a quick refusal is no quick turn.
+                _took_s(call) if call.ending is Ending.OK else AGAIN_MAX_S
+                for call in ended
+                if call.key in self._elsewhere
+            ]
 
     async def stand(self) -> None:
         """Measure until a node that is gone has been replaced by the others."""
         await asyncio.sleep(STANDS_LEASES * self._world.lease_ttl_ms / 1000)
         if self._sampling is not None:
             self._sampling.cancel()
-        now = await owners(self._world)
-        self._elsewhere = {
-            key
-            for key, owner in self._owners.items()
-            if state(owner.pid) not in (*DEAD, *STOPPED) and now.get(key) == owner
-        }
+        alone = {name for name, node in self._world.nodes.items() if _goes_on(node)}
+        self._elsewhere = {key for key, owner in self._owners.items() if owner.node in alone}
 
     async def _sample(self, calls: list[asyncio.Task[Operation]]) -> None:
         """Call the quiet sessions in turn, each through the gateway of its own node."""
@@ -290,6 +291,11 @@ def state(pid: int) -> str:
         return ""
     # Its name, in parentheses, may hold anything.
     return line.rpartition(")")[2].split()[0]
+
+
+def _goes_on(node: "Node") -> bool:
+    """Whether a node is neither lost nor frozen: its raylet runs."""
+    return any(state(pid) not in (*DEAD, *STOPPED) for pid in node.find(machine.Role.RAYLET))
 
 
 def _took_s(operation: Operation) -> float:

@@ -75,20 +75,23 @@ async def test_sessions_of_a_dead_node_are_called_until_they_answer(tmp_path: pa
     assert measures.state(process.pid) == ""
 
 
-async def test_turns_elsewhere_are_those_whose_process_goes_on(
+async def test_turns_elsewhere_are_those_on_nodes_that_go_on(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What was measured of a session whose process is stopped meanwhile is left out."""
+    """Sessions of a stopped node are left out, others not: nor if they refuse, or have died."""
     monkeypatch.setattr(measures, "BEFORE_S", 0.1)
     monkeypatch.setattr(measures, "SETTLE_S", 0.0)
     monkeypatch.setattr(measures, "SAMPLES_PER_S", 100.0)
     frozen = await asyncio.create_subprocess_exec("sleep", "60")
     slots = [jobs.Slot("red", "red-1"), jobs.Slot("red", "red-2")]
     residents = [
-        types.SimpleNamespace(session=slot.key, epoch=1, pid=pid, node=GATEWAYS[0])
-        for slot, pid in zip(slots, (frozen.pid, os.getpid()), strict=True)
+        types.SimpleNamespace(session=slot.key, epoch=1, pid=frozen.pid, node=node)
+        for slot, node in zip(slots, GATEWAYS, strict=False)
     ]
     world = World(tmp_path)
+    raylets = dict(zip(GATEWAYS, (frozen.pid, os.getpid()), strict=False))
+    for name, node in world.nodes.items():
+        node.find = lambda _role, name=name: [raylets[name]] if name in raylets else []
     world.residents = lambda: _soon(residents)  # type: ignore[method-assign]
     recorder = recording.Recorder()
     client = Client(world.service, tenant="red", recorder=recorder)
@@ -102,13 +105,14 @@ async def test_turns_elsewhere_are_those_whose_process_goes_on(
     async with measures.Elsewhere(world, running, before, during) as watch:
         assert running.rate_per_s == measures.QUIET_RATE_PER_S
         frozen.send_signal(signal.SIGSTOP)
+        world.service.away = True
         await watch.stand()
     frozen.kill()
     await frozen.wait()
     assert running.rate_per_s == 30.0
     elsewhere = [each for each in recorder.operations if each.session == "red-2"]
-    assert before
-    assert during
+    assert max(before) < measures.AGAIN_MAX_S
+    assert max(during) == measures.AGAIN_MAX_S
     # All but the first one, which only woke it.
     assert len(before) + len(during) == len(elsewhere) - 1
 
