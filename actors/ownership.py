@@ -62,8 +62,6 @@ class Ownership:
         self._clock = clock
         self._claim: records.Acquire
         self.checkpoints = checkpoints.Checkpoints(blobs, keys, agent)
-        #: Whether the session had to be claimed a second time to learn what became of a commit.
-        self.reclaimed = False
         self.head: records.Head
         #: What is remembered of requests: beside the hot tail, and of the last hour in cold
         #: segments.
@@ -183,13 +181,15 @@ class Ownership:
 
     async def abandon(self) -> None:
         """Give the session up whatever its inbox holds: the last act of a spoilt process."""
-        await self._store.sessions.vacate(
-            self.head.key,
-            epoch=self.head.epoch,
-            incarnation=self._claim.owner.incarnation,
-            nonce=self.head.nonce,
-            died=False,
-        )
+        # If the store is away now, others clear the owner once they have seen the process end.
+        with contextlib.suppress(errors.TorporError):
+            await self._store.sessions.vacate(
+                self.head.key,
+                epoch=self.head.epoch,
+                incarnation=self._claim.owner.incarnation,
+                nonce=self.head.nonce,
+                died=False,
+            )
 
     async def seal_if_longer_than(self, events: int) -> None:
         """Move the hot tail's older part into cold segments if the tail is longer than `events`.
@@ -210,6 +210,7 @@ class Ownership:
         run = await self.history.read(after=head.hot_from - 1, limit=upto - head.hot_from)
         if len(run) < upto - head.hot_from:
             raise errors.VersionConflict(session=head.key.session)
+        boundary = run[-1].seq + 1
         cold_index = await asyncio.to_thread(
             segments.seal, self._blobs, self._keys.tenant, head.cold_index, run
         )
@@ -224,16 +225,14 @@ class Ownership:
                 epoch=head.epoch,
                 nonce=head.nonce,
                 hot_from=head.hot_from,
-                new_hot_from=run[-1].seq + 1,
+                new_hot_from=boundary,
                 cold_index=cold_index,
                 forgotten=forgotten,
             )
         )
-        probes.reach(probes.Point.SEAL_AFTER, session=str(head.key), hot_from=run[-1].seq + 1)
+        probes.reach(probes.Point.SEAL_AFTER, session=str(head.key), hot_from=boundary)
         self._beside_hot.difference_update(forgotten)
-        self.head = msgspec.structs.replace(
-            self.head, hot_from=run[-1].seq + 1, cold_index=cold_index
-        )
+        self.head = msgspec.structs.replace(head, hot_from=boundary, cold_index=cold_index)
         self.outcomes = outcomes.worth_keeping(self.outcomes, self._clock.now_ms())
 
     async def _acquire(self, claim: records.Acquire) -> records.Acquired:
@@ -329,7 +328,7 @@ class Ownership:
                 await self._clock.sleep(RESOLVE_PAUSE_S * (0.5 + random.random()))  # noqa: S311
                 continue
             landed = acquired.head.commit_id == commit.commit_id
-            known, self.head, self.reclaimed = self.head, acquired.head, True
+            known, self.head = self.head, acquired.head
             if rollback.went_back(known, acquired.head):
                 raise await self._report_lost(known, acquired.head)
             if landed:

@@ -5,7 +5,6 @@ actor.
 """
 
 import asyncio
-import contextlib
 import logging
 import time
 
@@ -343,10 +342,7 @@ class Residence:
         if self._phase is lifecycle.Phase.ENDED:
             return
         self._move(lifecycle.Signal.SPOILT)
-        # If the store is away now, the node agent clears the owner once it has seen the process
-        # end.
-        with contextlib.suppress(errors.TorporError):
-            await self._owned.abandon()
+        await self._owned.abandon()
 
     def _move(self, signal: lifecycle.Signal) -> None:
         self._phase = lifecycle.after(self._phase, signal)

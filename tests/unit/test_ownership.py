@@ -1,6 +1,7 @@
 """Holding a session: the mirror of its head, what is remembered of requests, and sealing."""
 
 import pathlib
+import shutil
 from typing import Any
 
 import msgspec
@@ -8,7 +9,7 @@ import pytest
 
 from torpor import errors, limits, messages
 from torpor.actors import ownership, turn_context, turn_record
-from torpor.storage import local_blobs, memory_store, records, segments
+from torpor.storage import local_blobs, memory_store, records, segments, storage_proof
 from torpor.testing import activations
 from torpor.testing.clock import FakeClock
 
@@ -221,6 +222,28 @@ async def test_owner_does_not_leave_work_behind(
     assert (await store.sessions.head(owned.head.key)).owner == activations.OWNER
     await owned.abandon()
     assert (await store.sessions.head(owned.head.key)).owner is None
+
+
+async def test_what_is_wrong_is_told_though_the_store_is_away(
+    store: memory_store.MemoryStore,
+    blobs: local_blobs.LocalBlobStore,
+    owned: ownership.Ownership,
+    tmp_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A claim over damaged history says so, also when it cannot be given up."""
+    await storage_proof.establish(store.catalog, blobs)
+    for number in range(limits.HOT_EVENTS_ASLEEP_MAX):
+        await owned.commit(_turn(f"turn-{number}"))
+    await owned.release()
+    shutil.rmtree(tmp_path / "acme" / "blobs")
+
+    async def away(*_: object, **__: object) -> bool:
+        raise errors.StoreUnavailable
+
+    monkeypatch.setattr(store.sessions, "vacate", away)
+    with pytest.raises(errors.BlobMissing, match="from a backup"):
+        await activations.claim(store, blobs, owned.head.key)
 
 
 async def test_fenced_owner_can_do_nothing(
