@@ -278,6 +278,9 @@ def _after(points: list[records.RestorePoint], flaws: list[list[findings.Finding
         if any(flaw.what in _CHECKPOINT for flaw in bad)
     }
     for point, bad in zip(points, flaws, strict=True):
+        if any(flaw.what is _What.BLOB_UNREADABLE for flaw in bad):
+            # What cannot be read may be whole: nothing is given up for it.
+            return "it will not wake until the storage can read all that is named here"
         if not any(flaw.severity is findings.Severity.DAMAGE for flaw in bad):
             return f"the next wake goes back to version {point.version}"
     for point in points:

@@ -189,13 +189,17 @@ async def test_states_signed_with_another_key(world: StoredWorld) -> None:
 
 
 async def test_what_cannot_be_read_is_not_taken_for_missing(world: StoredWorld) -> None:
-    """A blob that the storage refuses to read is told as that, and the check goes on."""
-    await world.session("write a one", "write b two")
+    """A blob that the storage refuses to read is told as that, and no wake goes back for it."""
+    head = await world.session("write a one", "write b two")
     for content in (b"one", b"two"):
         path = world.holding(content)
         path.rename(path.with_suffix(".moved"))
         path.symlink_to(path.with_suffix(".moved"))
     assert await world.names() == ["blob-unreadable", "blob-unreadable", "orphans-unjudged"]
+    assert all("will not wake" in one.message for one in await world.check() if one.remains)
+    with pytest.raises(errors.StorageUnavailable):
+        await world.activate(head.key)
+    assert (await world.store.sessions.head(head.key)).version == head.version
 
 
 async def test_a_session_that_never_holds_still_is_left_to_another_run(
