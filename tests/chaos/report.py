@@ -74,8 +74,9 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def held(self) -> bool:
-        """Whether nothing was violated, and all was well after each run."""
-        return not (self.violations or self.unhealthy or self.errors)
+        """Whether nothing was violated, all was well after each run, and somebody called."""
+        idle = self.runs and not self.operations
+        return not (self.violations or self.unhealthy or self.errors or idle)
 
 
 class Figure(msgspec.Struct, frozen=True, kw_only=True):
@@ -164,7 +165,7 @@ def show(
             if row.losses_reported
             else row.fault,
             _runs(row),
-            str(row.operations),
+            "[red]0" if row.runs and not row.operations else str(row.operations),
             str(row.unknown),
             f"[red]{row.violations}" if row.violations else "0",
             _healthy(row),

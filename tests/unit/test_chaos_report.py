@@ -1,5 +1,6 @@
 """What the battery says at its end: a row for each fault, figures, and whether it passed."""
 
+import collections
 import json
 import pathlib
 import sys
@@ -19,6 +20,7 @@ def an_account(name: str = "redis full", **fields: Any) -> report.Account:
     """Return the account of a fault that stood once and did no harm."""
     account = report.Account(name)
     account.runs = 1
+    account.operations.update([Ending.OK])
     account.healthy_after_s = [1.0]
     for field, value in fields.items():
         setattr(account, field, value)
@@ -52,11 +54,16 @@ def test_percentiles_are_samples() -> None:
 
 @pytest.mark.parametrize(
     "fields",
-    [{"violations": 1}, {"unhealthy": 1}, {"errors": ["run 0: RuntimeError"]}],
+    [
+        {"violations": 1},
+        {"unhealthy": 1},
+        {"errors": ["run 0: RuntimeError"]},
+        {"operations": collections.Counter()},
+    ],
     ids=lambda fields: next(iter(fields)),
 )
 def test_a_run_passes_only_if_every_row_held(fields: dict[str, Any]) -> None:
-    """A violation, a world that stayed ill and a fault that could not be injected all count."""
+    """A violation, a world that stayed ill, a fault that could not be injected, an idle load."""
     good = an_account().row()
     assert report.passed([good], totals())
     assert not report.passed([good, an_account("node lost", **fields).row()], totals())
@@ -74,7 +81,7 @@ def test_what_there_was_no_time_for_is_shown_and_does_not_fail() -> None:
 def test_the_files_hold_the_rows_and_the_figures(tmp_path: pathlib.Path) -> None:
     """`chaos.json` is a list of rows; figures and totals lie beside it."""
     account = an_account(violations=2, healthy_after_s=[1.0, 3.0])
-    account.operations.update([Ending.OK, Ending.OK, Ending.UNKNOWN])
+    account.operations.update([Ending.OK, Ending.UNKNOWN])
     figure = a_figure(value=2.0, floor=4.0)
     report.write([account.row()], [figure], totals(), tmp_path)
     (row,) = json.loads((tmp_path / "chaos.json").read_text())
