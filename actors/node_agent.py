@@ -33,6 +33,8 @@ WAITING_MAX = 32
 CONCURRENCY_MAX = 256
 #: A process whose session has ended goes by itself within this, or is killed.
 ENDED_GRACE_S = 5.0
+#: A process whose claim the store has forgotten says what else is lost within this, or is killed.
+FORGOTTEN_GRACE_S = 5.0
 #: A process gives up a turn at its time; one that has not after this much more is asked likewise.
 HUNG_GRACE_S = 30.0
 #: An agent that retires waits so long for turns under way; they run again elsewhere.
@@ -188,10 +190,15 @@ class NodeAgent:
         slot = self._slots.get((key, epoch))
         if slot is None or slot.dead.is_set():
             return
+        if (await self._store.sessions.head(key)).epoch < epoch:
+            log.warning("forgotten by the store: %s", key, extra={"action": "forgotten"})
+            # Nobody else knows what is lost with its claim; it reports that as it leaves, under a
+            # new claim.
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._evict(slot), FORGOTTEN_GRACE_S)
+            await slot.kill()
         if (await self._store.sessions.head(key)).epoch >= epoch:
             raise errors.Fenced(session=key.session)
-        log.warning("forgotten by the store: %s", key, extra={"action": "forgotten"})
-        await slot.kill()
 
     def _on_death(self, slot: slots.Slot) -> None:
         self._spawn(self._lay_to_rest(slot))

@@ -10,7 +10,7 @@ import pytest
 from torpor import deployment, errors, ids
 from torpor.actors import lifecycle, load_meter, node_agent, protocol, slot_board, slots
 from torpor.storage import keyring, memory_store, records
-from torpor.testing import activations, eventually
+from torpor.testing import activations, eventually, store_samples
 
 NODE = "n1"
 
@@ -272,9 +272,10 @@ async def test_beat_outlives_odd_errors(office: Office, monkeypatch: pytest.Monk
 
 
 async def test_a_process_that_the_store_has_forgotten_makes_way(
-    office: Office, store: memory_store.MemoryStore
+    office: Office, store: memory_store.MemoryStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The store went back to before its claim: the session is woken again, the new one stays."""
+    monkeypatch.setattr(node_agent, "FORGOTTEN_GRACE_S", 0.01)
     await store.sessions.create(
         records.NewSession(
             key=KEY, agent="agent", agent_version=1, request_id="new", created_ms=activations.AT_MS
@@ -286,3 +287,28 @@ async def test_a_process_that_the_store_has_forgotten_makes_way(
     assert not again.dead.is_set()
     assert again.nonce != forgotten.nonce
     assert office.agent._slots[KEY, 1] is again
+
+
+async def test_a_process_that_the_store_has_forgotten_may_report_it(
+    office: Office, store: memory_store.MemoryStore
+) -> None:
+    """It alone knows what is lost: it is asked to leave, and claims the session to say so."""
+    head = await store.sessions.create(
+        records.NewSession(
+            key=KEY, agent="agent", agent_version=1, request_id="new", created_ms=activations.AT_MS
+        )
+    )
+    forgotten = await office.woken()
+    waking = office.wake()
+
+    async def asked() -> bool:
+        return bool(forgotten.handle.control.calls)
+
+    await eventually.assert_eventually(asked)
+    assert not forgotten.dead.is_set()
+    await store.sessions.acquire(store_samples.claim(head))
+    forgotten.handle.control.answer.set_result(protocol.refuse(errors.VersionsLost()))
+    with pytest.raises(errors.Fenced):
+        protocol.accept(await waking)
+    assert forgotten.dead.is_set()
+    assert office.maker.made == [forgotten]
