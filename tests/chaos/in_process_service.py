@@ -172,7 +172,10 @@ class Client:
     async def foreign(self, session: str, **_: Any) -> Operation:
         """Try another tenant's session."""
         begun = self.recorder.begin(
-            Kind.FOREIGN, tenant=self.tenant, session=session, token=f"f{next(self.numbers)}"
+            Kind.FOREIGN,
+            tenant=self.tenant,
+            session=session,
+            token=f"f{id(self)}-{next(self.numbers)}",
         )
         await asyncio.sleep(0)
         if self.service.leaky:
