@@ -162,7 +162,7 @@ async def _take_up_residence(spec: protocol.BootSpec) -> residence.Residence:
     captures = output.Captures(
         output.SessionLog(output.log_folder(place.storage, key), spec.claim.observed_epoch + 1)
     )
-    store = redis_store.open(place)
+    store = redis_store.open(place, reads_wait=False)
     blobs = local_blobs.LocalBlobStore(place.storage)
     owned = ownership.Ownership(
         store=store, blobs=blobs, keys=spec.keys, clock=clock.SystemClock(), agent=spec.agent

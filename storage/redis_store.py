@@ -48,8 +48,13 @@ class RedisStore:
 
 
 def open(  # noqa: A001 - called as redis_store.open
-    settings: deployment.Deployment, *, time: clock.Clock | None = None
+    settings: deployment.Deployment, *, time: clock.Clock | None = None, reads_wait: bool = True
 ) -> RedisStore:
-    """Return the store of a deployment. Nothing is sent before the first call."""
+    """Return the store of a deployment. Nothing is sent before the first call.
+
+    Without `reads_wait` what is read may not be durable yet: for a session's owner, who wrote it
+    and has waited, and for checks, which show it to nobody as done.
+    """
     wire = redis_wire.Wire(settings.store_url)
+    wire.reads_wait = reads_wait
     return RedisStore(wire, settings.durability, time or clock.SystemClock())

@@ -78,7 +78,7 @@ async def _run(
     from torpor.storage import keyring, redis_store
 
     masters = keyring.load(place.signing_key_file)
-    opened = redis_store.open(place)
+    opened = redis_store.open(place, reads_wait=False)
     try:
         run = checks.Fsck(
             opened=opened,
