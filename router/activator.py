@@ -20,7 +20,8 @@ ROUNDS_MAX = 4
 #: How often the head is looked at while another gateway's node wakes the session.
 OTHERS_POLL_S = 0.2
 #: Whoever wakes it for longer than this may have hung or been lost: another attempt is begun beside
-#: it, and the claim decides.
+#: it, and the claim decides. Each further one is waited for twice as long: where waking takes long,
+#: more attempts would make it take longer.
 OTHERS_PATIENCE_S = 5.0
 #: A node that has not woken a session by then is given up; the claim decides if both succeed.
 ACTIVATE_TIMEOUT_S = 30.0
@@ -149,7 +150,8 @@ class Activator:
                 located = await self._owner_of(head, flight, refused, attempt)
             except errors.AlreadyWaking:
                 # No round of its own: it ends with the flight's deadline.
-                attempt += not await self._changes_hands(head, flight.until)
+                changed = await self._changes_hands(head, flight.until, attempt)
+                attempt = 0 if changed else attempt + 1
                 head = None
                 continue
             rounds += 1
@@ -163,9 +165,11 @@ class Activator:
             tenant=key.tenant,
         )
 
-    async def _changes_hands(self, head: records.Head, until: deadline.Deadline) -> bool:
+    async def _changes_hands(
+        self, head: records.Head, until: deadline.Deadline, attempt: int
+    ) -> bool:
         """Wait for whoever wakes the session; False if that takes too long."""
-        patience = deadline.Deadline.after(self._clock, OTHERS_PATIENCE_S)
+        patience = deadline.Deadline.after(self._clock, OTHERS_PATIENCE_S * 2**attempt)
         while patience.left_s() > 0:
             until.demand()
             await self._clock.sleep(OTHERS_POLL_S * self._rng.uniform(0.5, 1.5))

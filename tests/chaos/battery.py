@@ -106,6 +106,8 @@ class Battery:
         self._reported: set[tuple[str, int, int]] = set()
         #: Sessions of which losses may be reported in this episode, or `ANY`.
         self._excused: set[str] = set()
+        #: When the last of the faults that stand together began to be healed.
+        self._stood_s = 0.0
         #: How many of the recorded operations were searched for such reports.
         self._searched = 0
 
@@ -136,10 +138,11 @@ class Battery:
         accounts = [self.accounts.setdefault(name, report.Account(name)) for name in names]
         self._load.accounts = accounts
         self._excused.clear()
-        begun_s = time.monotonic()
+        begun_s = self._stood_s = time.monotonic()
         failures = await asyncio.gather(*(self._break(turn) for turn in step.turns))
-        healed_s = time.monotonic()
-        healthy_after_s = await self._load.healthy(HEALTHY_MAX_S)
+        # Healing takes its time, too: a node has to start, a store to load.
+        healed_s = self._stood_s
+        healthy_after_s = await self._healthy(healed_s, HEALTHY_MAX_S)
         found = invariants.healed(
             name,
             healed_s=healed_s,
@@ -163,6 +166,12 @@ class Battery:
         self._account(step, accounts, episode)
         return self._failed(step, accounts, failures)
 
+    async def _healthy(self, healed_s: float, within_s: float) -> float | None:
+        """Return the seconds from the heal until all is well, None if that takes too long."""
+        if await self._load.healthy(max(0.0, healed_s + within_s - time.monotonic())) is None:
+            return None
+        return time.monotonic() - healed_s
+
     async def _break(self, turn: schedule.Turn) -> str:
         """Break, let it stand, and heal; returns why that failed, empty if it did not."""
         name = f"{self._seed}/{turn.fault.name}/{turn.run}"
@@ -177,30 +186,37 @@ class Battery:
                 turn.fault.inject(self._world, random.Random(name)),
             ):
                 if not excused:
-                    self._excuse(damaged, since_s=begun_s)
+                    self._excuse(turn.fault, damaged, since_s=begun_s)
                     excused = True
                 await watch.stand()
+                self._stood_s = time.monotonic()
         except Exception as error:
             # Whatever it is: the run goes on, and the row says so.
             if not excused:
-                self._excuse(damaged, since_s=begun_s)
+                self._excuse(turn.fault, damaged, since_s=begun_s)
             return f"run {turn.run}: {type(error).__name__}: {error}"
         return ""
 
-    def _excuse(self, damaged: int, *, since_s: float) -> None:
+    def _excuse(self, which: fault.Fault, damaged: int, *, since_s: float) -> None:
         """Tell the checker what may be lost now, provided that it is reported."""
         for each in self._world.damaged[damaged:]:
             self._excused.add(str(each.key))
-            self._checker.may_be_damaged(str(each.key))
-        if len(self._world.damaged) == damaged:
+            self._checker.may_be_damaged(
+                str(each.key), version=each.version, whole_version=each.whole
+            )
+        if which.fails_over:
             self._excused.add(ANY)
-            self._checker.may_lose(time.monotonic(), since_s=since_s)
+            # The replica has what was acknowledged before it was cut off.
+            self._checker.may_lose(time.monotonic(), since_s=since_s, kept_s=since_s)
 
     # --- what must hold ---------------------------------------------------------------------------
 
     async def _verify(self, accounts: Sequence[report.Account]) -> list[Violation]:
         """Judge everything that happened since the last time."""
         quiet = await self._load.pause(PAUSE_MAX_S)
+        if not quiet:
+            for account in accounts:
+                account.errors.append(f"operations were under way after {PAUSE_MAX_S:g} s")
         await self._inboxes_empty()
         try:
             readings = await asyncio.gather(
@@ -210,7 +226,7 @@ class Battery:
             former, self._load.former = self._load.former, []
             for slot in former:
                 if (await self._load.delete(slot)).ending is Ending.OK:
-                    found += self._checker.retire(slot.key)
+                    found += self._checker.retire(slot.key, slot.last)
                 else:
                     self._load.former.append(slot)
             await self._load.retire_long()

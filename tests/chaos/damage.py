@@ -23,6 +23,8 @@ class Damaged(msgspec.Struct, frozen=True, kw_only=True):
     key: records.SessionKey
     #: The version that cannot.
     version: int
+    #: The newest one that can; 0 if there is none.
+    whole: int
     kind: Kind
     #: The blob.
     digest: str

@@ -39,6 +39,15 @@ def disk(path: pathlib.Path, size_bytes: int) -> Iterator[pathlib.Path]:
         subprocess.run(["umount", "--lazy", path], check=True)
 
 
+def keep_logs(folder: pathlib.Path, where: pathlib.Path) -> None:
+    """Copy all logs and records below a folder to another one, where they lie in the same way."""
+    for log in folder.rglob("*.*"):
+        if log.suffix in (".log", ".out", ".err", ".jsonl") and log.stat().st_size:
+            kept = where / log.relative_to(folder)
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(log, kept)
+
+
 def remove_left_overs() -> None:
     """Remove folders of runs that were killed, their disks, and what still works with them."""
     for path in _ROOT.glob(f"{_NAME}*"):

@@ -1,7 +1,6 @@
 """Faults of processes: sessions', and those that serve them."""
 
 import asyncio
-import contextlib
 import random
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -131,7 +130,11 @@ async def stale_owner_commits(world: World, rng: random.Random) -> AsyncIterator
 
 
 async def _taken_over(world: World, session: str, epoch: int) -> None:
-    """Wait until a session has another owner; not for ever, it may not be called."""
+    """Wait until a session has another owner.
+
+    Raises:
+        AssertionError: nobody called it, or nobody may take it over.
+    """
     tenant, _, name = session.partition("/")
     key = records.SessionKey(tenant, name)
 
@@ -141,8 +144,7 @@ async def _taken_over(world: World, session: str, epoch: int) -> None:
         except errors.NotFound:
             return True
 
-    with contextlib.suppress(AssertionError):
-        await eventually.assert_eventually(is_elsewhere, TAKEN_OVER_TIMEOUT_S)
+    await eventually.assert_eventually(is_elsewhere, TAKEN_OVER_TIMEOUT_S)
 
 
 def _kill_one(name: str, kill: Callable[[World, str], Awaitable[None]]) -> None:

@@ -20,7 +20,8 @@ KINDS: Mapping[str, tuple[str, ...]] = {
     "node loss": ("node lost",),
     "freeze": ("node frozen",),
     "partition": ("parted",),
-    "failover": ("failover",),
+    "failover": ("failover to a replica that has",),
+    "lossy failover": ("failover to a replica that lacks",),
     "redis restart": ("redis killed",),
     "rolling restart": ("rolling restart",),
 }

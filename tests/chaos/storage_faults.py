@@ -137,7 +137,13 @@ async def _damage(world: World, rng: random.Random, kind: damage.Kind, how: Brea
             if digests and (await world.store.sessions.head(key)).owner is None:
                 digest = rng.choice(digests)
                 world.damaged.append(
-                    damage.Damaged(key=key, version=points[0].version, kind=kind, digest=digest)
+                    damage.Damaged(
+                        key=key,
+                        version=points[0].version,
+                        whole=points[1].version if len(points) > 1 else 0,
+                        kind=kind,
+                        digest=digest,
+                    )
                 )
                 how(damage.path(world.storage, key.tenant, digest), rng)
                 return

@@ -6,13 +6,15 @@ from collections.abc import AsyncIterator
 
 import stores
 from fault import Cost, fault
-from torpor.testing import proxy
+from torpor.testing import eventually, proxy
 from world import World
 
-#: Covers some commits, some claims and some renewals of leases.
-FILLED_UP_BYTES = 128 << 10
+#: Covers a commit or two, so that some are refused soon.
+FILLED_UP_BYTES = 8 << 10
 #: Small requests and answers are shorter, so that some are cut in two and some pass.
 CUT_BYTES = 600
+#: Somebody commits within this, under load.
+REACHED_TIMEOUT_S = 15.0
 
 
 @fault("redis killed and restarted", cost=Cost.EXPENSIVE)
@@ -48,7 +50,13 @@ async def stalled(world: World, rng: random.Random) -> AsyncIterator[None]:
 @fault("redis full", cost=Cost.EXPENSIVE)
 async def full(world: World, rng: random.Random) -> AsyncIterator[None]:
     """The store refuses what needs memory, also in the middle of what belongs together."""
+    before = await world.stores.refused_for_memory()
+
+    async def someone_is_refused() -> bool:
+        return await world.stores.refused_for_memory() > before
+
     async with world.stores.full(rng.randrange(FILLED_UP_BYTES)):
+        await eventually.assert_eventually(someone_is_refused, REACHED_TIMEOUT_S)
         yield
 
 
@@ -94,8 +102,14 @@ async def failed_over_with_loss(world: World, rng: random.Random) -> AsyncIterat
 @fault("commit applied, answer lost", cost=Cost.CHEAP)
 async def answer_lost(world: World, rng: random.Random) -> AsyncIterator[None]:
     """The next commits take place, and those who sent them cannot know."""
-    world.stores.proxy.lose_answers(rng.randint(1, 5), stores.commit_marks())
+    wanted = rng.randint(1, 5)
+    world.stores.proxy.lose_answers(wanted, stores.commit_marks())
+
+    async def one_is_lost() -> bool:
+        return world.stores.proxy.to_lose < wanted
+
     try:
+        await eventually.assert_eventually(one_is_lost, REACHED_TIMEOUT_S)
         yield
     finally:
         world.stores.proxy.lose_answers(0, ())

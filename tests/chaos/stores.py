@@ -204,9 +204,15 @@ class Stores:
 
         await eventually.assert_eventually(_tried(follows), SYNC_TIMEOUT_S)
 
+    async def refused_for_memory(self) -> int:
+        """Return how often it refused something since it was started, for it was full."""
+        facts = await _ask(self.primary, "INFO", "errorstats")
+        return int(facts.get("errorstat_OOM", {}).get("count", 0))
+
     async def detach_replica(self) -> None:
-        """Let the replica have nothing that is written from now on."""
+        """Let the replica have nothing that is written from now on, and all that was before."""
         await self.synced()
+        await self._catch_up(SYNC_TIMEOUT_S)
         await _ask(self.replica, "REPLICAOF", "NO", "ONE")
 
     async def promote_replica(self) -> None:
@@ -225,18 +231,20 @@ class Stores:
         """Put the replica in the primary's place once it has all that was acknowledged."""
         await self.synced()
         await _ask(self.primary, "CLIENT", "PAUSE", _PAUSE_MS, "WRITE")
-
-        async def has_everything() -> bool:
-            ours, theirs = await asyncio.gather(
-                _ask(self.primary, "INFO", "replication"), _ask(self.replica, "INFO", "replication")
-            )
-            return bool(
-                theirs.get("master_link_status") == "up"
-                and ours["master_repl_offset"] == theirs["slave_repl_offset"]
-            )
-
-        await eventually.assert_eventually(has_everything, _PAUSE_MS / 1000 / 2)
+        await self._catch_up(_PAUSE_MS / 1000 / 2)
         await self.promote_replica()
+
+    async def _catch_up(self, timeout_s: float) -> None:
+        """Wait until the replica has what the primary has now."""
+        wanted = (await _ask(self.primary, "INFO", "replication"))["master_repl_offset"]
+
+        async def has_it() -> bool:
+            theirs = await _ask(self.replica, "INFO", "replication")
+            return bool(
+                theirs.get("master_link_status") == "up" and theirs["slave_repl_offset"] >= wanted
+            )
+
+        await eventually.assert_eventually(has_it, timeout_s)
 
     async def rebuild_replica(self) -> None:
         """Start the server that was primary; it forgets what it has and follows the new one."""

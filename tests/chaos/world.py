@@ -5,7 +5,6 @@ import contextlib
 import hashlib
 import os
 import pathlib
-import shutil
 import signal
 import socket
 from collections.abc import Awaitable, Callable
@@ -137,7 +136,8 @@ class World:
     async def _start(self) -> None:
         enter = self._exits.enter_context
         folder = enter(ground.folder())
-        self._exits.callback(self._keep_logs, folder)
+        if self._logs is not None:
+            self._exits.callback(ground.keep_logs, folder, self._logs)
         self.storage = enter(ground.disk(folder / "shared", STORAGE_BYTES))
         self.probes = probes.Probes(folder / "probes")
         self.network = enter(network.Network())
@@ -372,15 +372,6 @@ class World:
         for pid in where.find(role):
             self.signal(pid, signal.SIGKILL)
             await machine.dies(pid)
-
-    def _keep_logs(self, folder: pathlib.Path) -> None:
-        if self._logs is None:
-            return
-        for log in folder.rglob("*.*"):
-            if log.suffix in (".log", ".out", ".err", ".jsonl") and log.stat().st_size:
-                kept = self._logs / log.relative_to(folder)
-                kept.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(log, kept)
 
 
 def _write_settings(

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from torpor import messages
 from torpor.testing import invariants, recording, witness_client
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "chaos"))
@@ -190,10 +191,12 @@ async def test_a_loss_has_to_be_reported_and_allowed(run: Run, loses: bool) -> N
     @contextlib.asynccontextmanager
     async def lossy(world: World, _rng: random.Random) -> AsyncIterator[None]:
         # A session that the load leaves alone: it is asked again by nobody who knows better.
-        world.service.sessions["red/red-7"].lose()
+        session = world.service.sessions["red/red-7"]
+        session.commit((messages.AGENT_OUTPUT, {}))
+        session.lose()
         yield
 
-    ran = await run(a_fault("lossy", inject=lossy, loses=loses))
+    ran = await run(a_fault("lossy", inject=lossy, loses=loses, fails_over=loses))
     row = ran.row("lossy")
     assert row.losses_reported == 1
     assert (row.violations == 0) is loses
@@ -205,7 +208,8 @@ async def test_damage_excuses_the_session_that_is_damaged_alone(run: Run, damage
 
     @contextlib.asynccontextmanager
     async def torn(world: World, _rng: random.Random) -> AsyncIterator[None]:
-        world.damaged.append(types.SimpleNamespace(key=damaged))
+        version = world.service.sessions[damaged].version
+        world.damaged.append(types.SimpleNamespace(key=damaged, version=version, whole=0))
         world.service.sessions["red/red-7"].lose_state()
         yield
 

@@ -90,14 +90,14 @@ def test_a_short_run_requires_one_of_each_kind_and_fills_its_time() -> None:
 def test_failovers_are_repeated_where_none_may_lose_anything() -> None:
     """They get a world of their own, and may lose nothing there."""
     lossy = msgspec.structs.replace(
-        a_fault("failover with loss", EXPENSIVE), loses=True, fails_over=True
+        a_fault("failover to a replica that lacks it", EXPENSIVE), loses=True, fails_over=True
     )
     usual, replicated = schedule.stages([*FAULTS, lossy])
     assert (usual.durability, usual.faults) == ("fsync", (*FAULTS, lossy))
     (again,) = replicated.faults
     assert (replicated.durability, again.loses) == ("replicated", False)
-    assert again.name == "failover with loss (replicated)"
-    assert schedule.kind(again.name) == "failover"
+    assert again.name == "failover to a replica that lacks it (replicated)"
+    assert schedule.kind(again.name) == "lossy failover"
     assert len(schedule.stages(FAULTS)) == 1
 
 
