@@ -67,14 +67,15 @@ async def everybody_called(world: World, rng: random.Random) -> AsyncIterator[No
 @fault("node frozen past its lease, thawed in its turns", cost=Cost.EXPENSIVE)
 async def node_frozen(world: World, rng: random.Random) -> AsyncIterator[None]:
     """A node stands still, its sessions are called elsewhere, and it goes on where it was."""
-    name = victims.node(world, rng)
-    world.freeze_node(name)
-    try:
-        await asyncio.sleep(rng.uniform(1.5, 3.0) * world.lease_ttl_ms / 1000)
-        yield
-    finally:
-        world.thaw_node(name)
-        await world.settled()
+    victim = await victims.session(world, rng)
+    async with victims.turn_held(world, victim):
+        world.freeze_node(victim.node)
+        try:
+            await asyncio.sleep(rng.uniform(1.5, 3.0) * world.lease_ttl_ms / 1000)
+            yield
+        finally:
+            world.thaw_node(victim.node)
+    await world.settled()
 
 
 def _cut_off(other: str, what: str) -> None:

@@ -5,6 +5,7 @@ import collections
 import contextlib
 import pathlib
 import random
+import shutil
 import tempfile
 from collections.abc import AsyncIterator
 
@@ -109,8 +110,7 @@ async def _flood(handles: list[client.Session]) -> dict[str, errors.TorporError 
     finally:
         gate.touch()
         await asyncio.gather(*sends)
-        gate.unlink()
-        gate.parent.rmdir()
+        await asyncio.to_thread(shutil.rmtree, gate.parent)
     return answers
 
 

@@ -1,7 +1,12 @@
 """Whom a fault hits: chosen by the seed among those who are there."""
 
+import asyncio
 import collections
+import contextlib
+import pathlib
 import random
+import tempfile
+from collections.abc import AsyncIterator
 
 import residents
 import torpor
@@ -35,6 +40,35 @@ async def fullest_node(world: World) -> str:
     counted = collections.Counter(dict.fromkeys(world.nodes, 0))
     counted.update(each.node for each in await world.residents())
     return counted.most_common(1)[0][0]
+
+
+@contextlib.asynccontextmanager
+async def turn_held(world: World, resident: residents.Resident) -> AsyncIterator[None]:
+    """Let a session be in the middle of a turn, which ends only after the body.
+
+    Raises:
+        AssertionError: it did not come to the turn.
+    """
+    key = _key(resident.session)
+    # Not by the gateway of its own node, which may not answer for long.
+    gateway = next(node.gateway for name, node in world.nodes.items() if name != resident.node)
+    with tempfile.TemporaryDirectory() as folder:
+        gate = pathlib.Path(folder, "open")
+        begun = pathlib.Path(f"{gate}.here")
+
+        async def send() -> None:
+            async with torpor.connect(gateway, api_key=world.api_keys[key.tenant]) as client:
+                handle = client.sessions.handle(key.session)
+                with contextlib.suppress(errors.TorporError):
+                    await handle.send("read", data={"wait": str(gate)}, timeout_s=TIMEOUT_S)
+
+        sending = asyncio.create_task(send())
+        try:
+            await eventually.assert_eventually(lambda: asyncio.to_thread(begun.exists), TIMEOUT_S)
+            yield
+        finally:
+            await asyncio.to_thread(gate.touch)
+            await sending
 
 
 async def with_longest_tail(world: World) -> residents.Resident | None:

@@ -62,7 +62,7 @@ class Witness(torpor.Agent):
 
     A message's data may hold `blob`, a number: so many KiB of new random bytes go to the state and
     to a file, so that blobs are written, and replies prove that they are unchanged; and `wait`, a
-    path: the turn lasts until that file exists.
+    path: the turn makes the file `<path>.here`, and lasts until the one at the path exists.
     """
 
     idle_timeout = "20s"
@@ -86,6 +86,7 @@ class Witness(torpor.Agent):
             self.ballast = sealed(kib << 10)
             (ctx.workspace / BALLAST_FILE).write_bytes(sealed(kib << 10))
         if path := message.data.get("wait"):
+            await asyncio.to_thread(pathlib.Path(f"{path}.here").touch)
             # Another process makes the file; no event tells of it.
             while not await asyncio.to_thread(pathlib.Path(path).exists):  # noqa: ASYNC110
                 await asyncio.sleep(WAIT_PAUSE_S)
