@@ -177,6 +177,9 @@ class _Wire:
 
     write = read_durable = read
 
+    async def settle(self) -> None:
+        """Nothing waits here."""
+
 
 class _Link:
     """One connection that blocks."""
