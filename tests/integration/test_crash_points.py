@@ -129,10 +129,10 @@ class Scene:
         head = await self.cluster.head(self.session)
         (owner,) = self.pids(Point.ACQUIRE_AFTER, epoch=head.epoch, nonce=head.nonce)
         assert not dead(owner)
-        await self.session.evict()
-        assert (await self.cluster.head(self.session)).owner is None
 
         async def gone() -> bool:
+            # Another gateway may have seen the accepted message's hint, and wake it once more.
+            await self.session.evict()
             working = any(map(self._works, self.pids(Point.ACQUIRE_BEFORE)))
             return not working and not self._folders()
 
