@@ -175,7 +175,7 @@ class WakeIndex(Protocol):
     async def clear(self, key: records.SessionKey) -> None:
         """Remove the hint unless there is something to wake for, or a writer has hinted meanwhile.
 
-        There is when the inbox of a session that is not paused or deleted holds something.
+        There is while the inbox holds something, also that of a paused session.
         """
         ...
 

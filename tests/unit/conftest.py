@@ -2,11 +2,13 @@
 
 import pathlib
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
-from torpor.testing import damage, valkey
+from torpor.storage import redis_store, storage_proof
+from torpor.testing import damage, store_samples, valkey
+from torpor.testing.stored_world import StoredWorld
 
 
 @pytest.fixture
@@ -26,3 +28,22 @@ async def place(
     monkeypatch.setattr(damage.Keeper, "told", [])
     async with damage.place(store_server, tmp_path) as here:
         yield here
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[valkey.Server]:
+    """A real store of these tests alone, since a check looks at all of it."""
+    with valkey.Server(tmp_path_factory.mktemp("store")) as running:
+        yield running
+
+
+@pytest.fixture
+async def empty_world(server: valkey.Server, tmp_path: pathlib.Path) -> AsyncIterator[StoredWorld]:
+    """An empty deployment."""
+    assert server.call("FLUSHALL") == "+OK"
+    store = redis_store.open(store_samples.deployment_at(server.url))
+    await store.catalog.create_tenant("acme", at_ms=0)
+    made = StoredWorld(store, tmp_path / "storage")
+    await storage_proof.establish(store.catalog, made.blob_store)
+    yield made
+    await store.close()

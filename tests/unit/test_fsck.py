@@ -2,7 +2,7 @@
 
 import asyncio
 import pathlib
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 
@@ -12,11 +12,9 @@ from torpor.storage import (
     keyring,
     keys,
     records,
-    redis_store,
     segments,
-    storage_proof,
 )
-from torpor.testing import activations, store_samples, valkey
+from torpor.testing import activations, store_samples
 from torpor.testing.stored_world import StoredWorld
 
 What = findings.What
@@ -24,23 +22,10 @@ What = findings.What
 TURNS = 40
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[valkey.Server]:
-    """A real store of these tests alone, since a check looks at all of it."""
-    with valkey.Server(tmp_path_factory.mktemp("store")) as running:
-        yield running
-
-
 @pytest.fixture
-async def world(server: valkey.Server, tmp_path: pathlib.Path) -> AsyncIterator[StoredWorld]:
+def world(empty_world: StoredWorld) -> StoredWorld:
     """An empty deployment."""
-    assert server.call("FLUSHALL") == "+OK"
-    store = redis_store.open(store_samples.deployment_at(server.url))
-    await store.catalog.create_tenant("acme", at_ms=0)
-    made = StoredWorld(store, tmp_path / "storage")
-    await storage_proof.establish(store.catalog, made.blob_store)
-    yield made
-    await store.close()
+    return empty_world
 
 
 async def test_a_healthy_deployment_has_no_finding(world: StoredWorld) -> None:

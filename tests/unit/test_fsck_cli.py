@@ -5,7 +5,7 @@ import fcntl
 import json
 import os
 import pathlib
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 
 import pytest
 from typer import testing
@@ -18,13 +18,6 @@ from torpor.storage import keyring, keys, local_blobs, records, redis_store, sto
 from torpor.testing import store_samples, valkey
 
 KEY = records.SessionKey("acme", "chat")
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[valkey.Server]:
-    """A real store of these tests alone, since a check looks at all of it."""
-    with valkey.Server(tmp_path_factory.mktemp("store")) as running:
-        yield running
 
 
 @pytest.fixture

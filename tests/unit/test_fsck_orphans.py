@@ -2,7 +2,6 @@
 
 import os
 import pathlib
-from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
@@ -14,33 +13,18 @@ from torpor.storage import (
     manifest,
     quarantine,
     records,
-    redis_store,
-    storage_proof,
 )
-from torpor.testing import store_samples, valkey
+from torpor.testing import store_samples
 from torpor.testing.stored_world import StoredWorld
 
 What = findings.What
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[valkey.Server]:
-    """A real store of these tests alone, since a check looks at all of it."""
-    with valkey.Server(tmp_path_factory.mktemp("store")) as running:
-        yield running
-
-
 @pytest.fixture
-async def world(server: valkey.Server, tmp_path: pathlib.Path) -> AsyncIterator[StoredWorld]:
+async def world(empty_world: StoredWorld) -> StoredWorld:
     """A deployment with one session."""
-    assert server.call("FLUSHALL") == "+OK"
-    store = redis_store.open(store_samples.deployment_at(server.url))
-    await store.catalog.create_tenant("acme", at_ms=0)
-    made = StoredWorld(store, tmp_path / "storage")
-    await storage_proof.establish(store.catalog, made.blob_store)
-    await made.session("write a one")
-    yield made
-    await store.close()
+    await empty_world.session("write a one")
+    return empty_world
 
 
 def _put(world: StoredWorld, data: bytes, *, days: int = 30) -> pathlib.Path:
