@@ -18,6 +18,7 @@ from torpor.actors import (
     lease,
     lifecycle,
     load_meter,
+    priority,
     protocol,
     slots,
 )
@@ -80,6 +81,7 @@ class NodeAgent:
         return self._incarnation
 
     async def _start(self) -> None:
+        priority.lift(priority.INFRASTRUCTURE)
         await self._store.check_durability()
         await storage_proof.establish(
             self._store.catalog, local_blobs.LocalBlobStore(self._place.storage)

@@ -17,8 +17,6 @@ T = TypeVar("T")
 UNREACHABLE_MAX = 4
 #: Processes that may die under one message: what it does outside, it does again each time.
 DEATHS_MAX = 3
-#: What says that nothing was done. It is true of whoever says it, not of those asked before.
-_REFUSALS = (errors.ResourceExhausted, errors.FailedPrecondition, errors.Aborted)
 
 
 class Router:
@@ -230,7 +228,7 @@ def _in_doubt(unanswered: bool, key: records.SessionKey) -> Iterator[None]:
     """Let no refusal pass for certain while an owner that was asked before may be at work."""
     try:
         yield
-    except _REFUSALS as refusal:
+    except errors.REFUSALS as refusal:
         if not unanswered:
             raise
         raise errors.OutcomeUnknown(

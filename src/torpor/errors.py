@@ -233,6 +233,10 @@ class AlreadyWaking(Aborted):
     """The session is being woken on another node's or gateway's behalf."""
 
 
+#: What says that nothing was done. It is true of whoever says it, not of those asked before.
+REFUSALS = (ResourceExhausted, FailedPrecondition, Aborted)
+
+
 # --- something is away ---------------------------------------------------------------------------
 
 

@@ -127,6 +127,19 @@ async def test_what_may_be_repeated_says_with_which_id(
     }
 
 
+@pytest.mark.parametrize("refusal", [errors.SessionPaused("paused"), errors.NoCapacity("full")])
+async def test_no_refusal_is_certain_after_an_attempt_that_nobody_answered(
+    gateway: ScriptedGateway, refusal: errors.TorporError
+) -> None:
+    """The attempt that was not answered may have committed what a later one refuses."""
+    gateway.script["SendMessage"] = [errors.OwnerUnreachable(), refusal]
+    policy = retry.Policy(attempts_max=2, first_s=0.001, most_s=0.001)
+    async with client.connect(gateway.address, policy=policy) as connected:
+        with pytest.raises(errors.OutcomeUnknown, match=refusal.message) as caught:
+            await connected.sessions.handle("s").send("x")
+    assert "request_id" in caught.value.ids
+
+
 def test_backoff_doubles_up_to_a_ceiling_and_is_jittered() -> None:
     """The ceiling doubles; the jitter reaches from nothing to all of it, on top of the advice."""
     policy = retry.Policy(first_s=0.1, most_s=1.0)

@@ -137,10 +137,12 @@ class Connection:
         async def once(left_s: float) -> Response:
             return await method(request, timeout=left_s, metadata=self.metadata)
 
+        request_id = getattr(request, "request_id", "")
         try:
-            return await self.retrying(once, timeout_s=timeout_s, default_s=default_s)
+            return await self.retrying(
+                once, timeout_s=timeout_s, default_s=default_s, changes=bool(request_id)
+            )
         except errors.TorporError as error:
-            request_id = getattr(request, "request_id", "")
             if error.retryable and request_id:
                 error.ids["request_id"] = request_id
             raise
@@ -151,10 +153,16 @@ class Connection:
         *,
         timeout_s: float | None,
         default_s: float,
+        changes: bool = False,
     ) -> Result:
-        """Run `operation(seconds left)` until it succeeds, may not be repeated, or time is up."""
+        """Run `operation(seconds left)` until it succeeds, may not be repeated, or time is up.
+
+        Of an operation that `changes` something, a refusal of the last attempt is not passed on as
+        certain if an attempt before it was not answered.
+        """
         deadline_s = self.clock.monotonic_s() + (timeout_s or self._timeout_s or default_s)
         failures = 0
+        unanswered = False
         while True:
             try:
                 return await operation(max(0.0, deadline_s - self.clock.monotonic_s()))
@@ -164,7 +172,8 @@ class Connection:
                 wait_s = self.policy.delay_s(failures, at_least_s=least_s)
                 late = self.clock.monotonic_s() + wait_s >= deadline_s
                 if not error.retryable or failures >= self.policy.attempts_max or late:
-                    raise error from None
+                    raise _in_doubt(error, changes and unanswered) from None
+                unanswered |= isinstance(error, errors.Unavailable)
             await self.clock.sleep(wait_s)
 
     async def stream(
@@ -185,3 +194,12 @@ class Connection:
                 yield response
         finally:
             call.cancel()
+
+
+def _in_doubt(error: errors.TorporError, unanswered: bool) -> errors.TorporError:
+    if not (unanswered and isinstance(error, errors.REFUSALS)):
+        return error
+    return errors.OutcomeUnknown(
+        f"an earlier attempt was not answered, and may have done it; then: {error.message}",
+        **error.ids,
+    )
