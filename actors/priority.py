@@ -8,6 +8,7 @@ that is not granted all stay as Ray made them.
 
 import contextlib
 import os
+import pathlib
 
 #: Of gateways and node agents, whom many sessions wait for.
 INFRASTRUCTURE = 0
@@ -22,9 +23,9 @@ def lift(niceness: int) -> bool:
     """
     try:
         # Linux keeps it per thread, whatever POSIX says.
-        for thread in os.listdir("/proc/self/task"):
+        for thread in pathlib.Path("/proc/self/task").iterdir():
             with contextlib.suppress(ProcessLookupError):
-                os.setpriority(os.PRIO_PROCESS, int(thread), niceness)
+                os.setpriority(os.PRIO_PROCESS, int(thread.name), niceness)
     except PermissionError:
         return False
     return True
