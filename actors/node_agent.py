@@ -18,7 +18,6 @@ from torpor.actors import (
     lease,
     lifecycle,
     load_meter,
-    priority,
     protocol,
     slots,
 )
@@ -81,7 +80,6 @@ class NodeAgent:
         return self._incarnation
 
     async def _start(self) -> None:
-        priority.lift(priority.INFRASTRUCTURE)
         await self._store.check_durability()
         await storage_proof.establish(
             self._store.catalog, local_blobs.LocalBlobStore(self._place.storage)

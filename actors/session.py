@@ -20,7 +20,6 @@ from torpor.actors import (
     mailbox,
     output,
     ownership,
-    priority,
     protocol,
     recovery,
     residence,
@@ -65,7 +64,6 @@ class AgentSession:
             return protocol.refuse(
                 errors.ActivationFailed(f"the session could not be loaded: {error!r}")
             )
-        priority.lift(priority.SERVING)
         self._residence.put(protocol.DrainInbox())
         self._living = asyncio.create_task(self._live(self._residence))
         return protocol.Booted(epoch=self._residence.epoch, pid=os.getpid())

@@ -3,7 +3,7 @@
 import asyncio
 
 from torpor import clock, deployment
-from torpor.actors import priority, ray_calls
+from torpor.actors import ray_calls
 from torpor.router import gateway
 from torpor.storage import local_blobs, redis_store
 
@@ -31,7 +31,6 @@ class GatewayActor:
         return self._port
 
     async def _start(self, host: str, port: int) -> gateway.Gateway:
-        priority.lift(priority.INFRASTRUCTURE)
         await self._store.check_durability()
         made = gateway.Gateway(
             self._place,
