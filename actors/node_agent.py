@@ -178,8 +178,10 @@ class NodeAgent:
             raise errors.NodeDraining(node=self._node_name)
         if self._draining:
             self._spawn(self._evict(slot))
-        owner = records.Owner(node=self._node, incarnation=incarnation, actor=slot.actor)
-        return protocol.Activated(epoch=slot.epoch, owner=owner)
+        owner = records.Owner(
+            node=self._node, incarnation=incarnation, actor=slot.actor, lane=slot.lane
+        )
+        return protocol.Activated(epoch=slot.epoch, owner=owner, nonce=slot.nonce)
 
     async def _end_forgotten(self, key: records.SessionKey, epoch: int) -> None:
         """End the process here whose claim of that epoch the store has forgotten: it went back.

@@ -100,8 +100,9 @@ class Activated(msgspec.Struct, frozen=True, kw_only=True):
     """The session is up."""
 
     epoch: int
-    #: As it is in the head.
+    #: Owner and nonce as they are in the head.
     owner: records.Owner
+    nonce: str
 
 
 class AgentDescription(msgspec.Struct, frozen=True, kw_only=True, tag=True):
@@ -228,6 +229,8 @@ class BootSpec(msgspec.Struct, frozen=True, kw_only=True):
     node_name: str
     #: The slot's folder, made by the node agent; the workspace and the board lie in it.
     slot: pathlib.Path
+    #: The node's address, at which the process listens; empty: it does not.
+    host: str = ""
 
 
 class Booted(msgspec.Struct, frozen=True, kw_only=True):
@@ -235,3 +238,5 @@ class Booted(msgspec.Struct, frozen=True, kw_only=True):
 
     epoch: int
     pid: int
+    #: As it is in the head; see `records.Owner`.
+    lane: str = ""

@@ -42,6 +42,7 @@ class Slot:
         self.agent: records.AgentVersion
         self.handle: Any = None
         self.pid: int | None = None
+        self.lane = ""
         self.board: slot_board.SlotBoardReader | None = None
         #: Whether it is being asked to leave.
         self.leaving = False
@@ -154,7 +155,7 @@ class SlotMaker:
         except errors.TorporError:
             await self._discard(slot)
             raise
-        slot.pid = booted.pid
+        slot.pid, slot.lane = booted.pid, booted.lane
         slot.handle.run_until_ended.remote()
         _watch(slot, on_death)
         return slot
@@ -191,6 +192,7 @@ class SlotMaker:
             keys=self._keys.for_tenant(request.key.tenant),
             node_name=self._node_name,
             slot=folder,
+            host=ray.util.get_node_ip_address() if self._place.lanes else "",
         )
 
     async def _discard(self, slot: Slot) -> None:

@@ -35,6 +35,9 @@ class Owner(msgspec.Struct, frozen=True, kw_only=True):
     incarnation: str
     #: The Ray actor's name.
     actor: str
+    #: Where its process listens by itself (`torpor.actors.lane_address`); empty: only Ray reaches
+    #: it.
+    lane: str = ""
 
 
 class CheckpointRef(msgspec.Struct, frozen=True, kw_only=True):

@@ -24,6 +24,6 @@ end
 if head[4] ~= 'paused' and redis.call('LLEN', KEYS[2]) > 0 then
   return {'WAITING'}
 end
-redis.call('HDEL', KEYS[1], 'n', 'on', 'oi', 'oa')
+redis.call('HDEL', KEYS[1], 'n', 'on', 'oi', 'oa', 'ol')
 redis.call('LTRIM', KEYS[3], 0, ARGV[4])
 return {'OK'}

@@ -132,7 +132,7 @@ class InProcessCluster:
             )
         )
         here.residents[request.key] = (epoch, nonce)
-        return protocol.Activated(epoch=epoch, owner=owner)
+        return protocol.Activated(epoch=epoch, owner=owner, nonce=nonce)
 
     async def bury(
         self, node: str, key: records.SessionKey, epoch: int, *, timeout_s: float
