@@ -1,7 +1,4 @@
-"""The only module that touches what Ray does not promise, each thing with a way to live without it.
-
-Held by `tests/integration/test_ray_compat.py`, which says what broke when Ray moves.
-"""
+"""Ray nodes on this machine, and what Ray says of nodes."""
 
 import contextlib
 import logging
@@ -12,8 +9,10 @@ from typing import Any
 import psutil
 import ray
 from ray import cluster_utils
+from ray._private import ray_constants
 
 from torpor import errors
+from torpor.actors.ray_compat import worker_starter
 
 #: Read by Ray's processes at their start; set before any of them is started here.
 _NODE_ENVIRONMENT = {
@@ -37,6 +36,16 @@ OBJECT_STORE_BYTES = 80 << 20
 PROBE_TIMEOUT_S = 5.0
 
 
+def fork_workers() -> None:
+    """Have the raylets that this process starts start their workers by torpor's starter.
+
+    Where the private constant has moved, Ray's own starter remains, and every worker imports anew.
+    """
+    if hasattr(ray_constants, "SETUP_WORKER_FILENAME"):
+        # An absolute path, so that joining it to Ray's folder leaves it as it is.
+        ray_constants.SETUP_WORKER_FILENAME = worker_starter.__file__
+
+
 class LocalCluster:
     """Several Ray nodes on this machine, for `torpor dev` and tests.
 
@@ -47,6 +56,7 @@ class LocalCluster:
         """Start `nodes` raylets named node-1…; the first is the head. Takes 5 to 20 s."""
         for name, value in _NODE_ENVIRONMENT.items():
             os.environ.setdefault(name, value)
+        fork_workers()
         # Every process that Ray starts should find compiled modules, and leave some if there are
         # none.
         os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
@@ -75,9 +85,7 @@ class LocalCluster:
         """End a node and all its processes at once, as a power failure would; not the head."""
         node = self._nodes.pop(name)
         # Its sessions would live on for up to a second, which no power failure grants.
-        raylet = psutil.Process(node.all_processes["raylet"][0].process.pid)
-        family = [raylet, *raylet.children(recursive=True)]
-        for process in family:
+        for process in _family(node.all_processes["raylet"][0].process.pid):
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
         self._cluster.remove_node(node, allow_graceful=False)
@@ -94,6 +102,16 @@ class LocalCluster:
             object_store_memory=OBJECT_STORE_BYTES,
             **extra,
         )
+
+
+def _family(raylet: int) -> list[psutil.Process]:
+    """Return a raylet's processes: those below it, and those forked for it."""
+    family = [psutil.Process(raylet), *psutil.Process(raylet).children(recursive=True)]
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.environ().get("RAY_RAYLET_PID") == str(raylet):
+                family.append(process)
+    return family
 
 
 def join(address: str) -> None:
