@@ -1,0 +1,38 @@
+"""The slots that nodes hold in stock, as operators see them."""
+
+import time
+
+from loadtests import waiting, world
+
+#: Nodes publish once a second and are looked at as often: what stood still for longer is true.
+STEADY_S = 1.5
+#: A stock is made up again within this on a slow machine.
+REFILL_TIMEOUT_S = 60.0
+
+
+async def by_node(here: world.World) -> dict[str, int]:
+    """Return the slots in stock of every node that takes sessions, by Ray's node id."""
+    nodes = await here.client.admin.nodes()
+    return {node.id: node.slots_in_stock for node in nodes if node.alive and not node.draining}
+
+
+async def steady(here: world.World, *, on: str = "") -> int:
+    """Wait until no stock changes any more, and node `on` (if given) has one; returns all slots.
+
+    Raises:
+        RuntimeError: that does not happen.
+    """
+    seen: dict[str, int] = {}
+    since_s = time.monotonic()
+
+    async def still() -> bool:
+        nonlocal seen, since_s
+        now = await by_node(here)
+        if now != seen:
+            seen, since_s = now, time.monotonic()
+        enough = not on or now.get(on, 0) >= 1
+        return enough and time.monotonic() - since_s >= STEADY_S
+
+    what = f"node {on[:8]} has a slot in stock" if on else "the slots in stock are steady"
+    await waiting.until(still, what, REFILL_TIMEOUT_S)
+    return sum(seen.values())
