@@ -63,6 +63,22 @@ def gateway_name(node: str) -> str:
     return f"gateway/{node}"
 
 
+class Seat(msgspec.Struct, frozen=True, kw_only=True):
+    """One activation of a session: whom to call, and what proves that it is the one meant."""
+
+    key: records.SessionKey
+    epoch: int
+    #: As it is in the head.
+    nonce: str
+    owner: records.Owner
+
+
+def seat_of(head: records.Head) -> Seat:
+    """Return the activation that a head names; it must name one."""
+    assert head.owner is not None  # noqa: S101 — for the type checker
+    return Seat(key=head.key, epoch=head.epoch, nonce=head.nonce, owner=head.owner)
+
+
 class BusyPolicy(enum.StrEnum):
     """What happens to a message that finds the session in the middle of a turn."""
 
@@ -115,7 +131,7 @@ class AgentDescription(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     settings: definition.AgentSettings
 
 
-# --- gateway → session actor (the Ray actor that the head names) ----------------------------------
+# --- gateway → session actor (the Ray actor that the head names, or its lane) ---------------------
 # deliver(packed Deliver) -> packed Delivered | Refusal
 #     Fenced when the epoch is not the actor's
 # control(Control) -> Controlled | Refusal
@@ -148,14 +164,6 @@ class Delivered(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     repeated: bool = False
 
 
-# Every message takes this way, and Ray pickles a struct ten times slower than msgspec packs it.
-pack = msgspec.msgpack.Encoder().encode
-unpack_deliver = msgspec.msgpack.Decoder(Deliver).decode
-unpack_delivered: Callable[[bytes], Delivered | Refusal] = msgspec.msgpack.Decoder(
-    Delivered | Refusal
-).decode
-
-
 class Verb(enum.StrEnum):
     """What a person may ask of a resident session."""
 
@@ -173,7 +181,7 @@ class Control(msgspec.Struct, frozen=True, kw_only=True):
     deadline_s: float
 
 
-class Controlled(msgspec.Struct, frozen=True, kw_only=True):
+class Controlled(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """It is done and committed."""
 
     version: int
@@ -201,10 +209,29 @@ class PlaceFile(msgspec.Struct, frozen=True, kw_only=True):
     deadline_s: float
 
 
-class Placed(msgspec.Struct, frozen=True, kw_only=True):
+class Placed(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """The file is in the workspace and committed."""
 
     version: int
+
+
+# Every message takes this way, and Ray pickles a struct ten times slower than msgspec packs it; on
+# a lane everything does.
+pack = msgspec.msgpack.Encoder().encode
+unpack_deliver = msgspec.msgpack.Decoder(Deliver).decode
+unpack_control = msgspec.msgpack.Decoder(Control).decode
+unpack_place_file = msgspec.msgpack.Decoder(PlaceFile).decode
+unpack_epoch = msgspec.msgpack.Decoder(int).decode
+unpack_delivered: Callable[[bytes], Delivered | Refusal] = msgspec.msgpack.Decoder(
+    Delivered | Refusal
+).decode
+unpack_controlled: Callable[[bytes], Controlled | Refusal] = msgspec.msgpack.Decoder(
+    Controlled | Refusal
+).decode
+unpack_placed: Callable[[bytes], Placed | Refusal] = msgspec.msgpack.Decoder(
+    Placed | Refusal
+).decode
+unpack_done: Callable[[bytes], Refusal | None] = msgspec.msgpack.Decoder(Refusal | None).decode
 
 
 # --- node agent → session actor -------------------------------------------------------------------

@@ -10,12 +10,16 @@ import os
 import time
 from typing import Any
 
+import msgspec
 import ray
 
 from torpor import clock, definition, errors, probes
 from torpor.actors import (
     agent_code,
     agent_thread,
+    lane_address,
+    lane_frames,
+    lane_server,
     lifecycle,
     mailbox,
     output,
@@ -44,6 +48,7 @@ class AgentSession:
         self._living: asyncio.Task[None] | None = None
         self._booted = asyncio.Event()
         self._over = asyncio.Event()
+        self._lane: lane_server.LaneServer | None = None
 
     async def boot(self, spec: protocol.BootSpec) -> protocol.Booted | protocol.Refusal:
         """Claim the session and load it; on a refusal nothing is owned and the process ends."""
@@ -54,19 +59,51 @@ class AgentSession:
 
     async def _boot(self, spec: protocol.BootSpec) -> protocol.Booted | protocol.Refusal:
         try:
+            spec = await self._with_lane(spec)
             self._residence = await _take_up_residence(spec)
         except errors.TorporError as error:
-            self._over.set()
+            self._end()
             return protocol.refuse(error)
         except Exception as error:
             log.exception("boot failed", extra={"action": "boot_failed"})
-            self._over.set()
+            self._end()
             return protocol.refuse(
                 errors.ActivationFailed(f"the session could not be loaded: {error!r}")
             )
         self._residence.put(protocol.DrainInbox())
         self._living = asyncio.create_task(self._live(self._residence))
-        return protocol.Booted(epoch=self._residence.epoch, pid=os.getpid())
+        return protocol.Booted(
+            epoch=self._residence.epoch, pid=os.getpid(), lane=spec.claim.owner.lane
+        )
+
+    async def _with_lane(self, spec: protocol.BootSpec) -> protocol.BootSpec:
+        """Listen before the claim, since the head that it writes names the lane."""
+        if not spec.host:
+            return spec
+        claim = spec.claim
+        proof = lane_frames.proof(claim.key, claim.observed_epoch + 1, claim.nonce)
+        self._lane = lane_server.LaneServer(proof, self.serve)
+        try:
+            address = await self._lane.listen(spec.host, lane_address.sockets_folder())
+        except OSError as error:
+            log.warning("no lane: %s", error, extra={"action": "no_lane"})
+            return spec
+        owner = msgspec.structs.replace(claim.owner, lane=address)
+        return msgspec.structs.replace(spec, claim=msgspec.structs.replace(claim, owner=owner))
+
+    async def serve(self, kind: lane_frames.Kind, payload: bytes) -> bytes:
+        """Answer a call that came by the lane, as if Ray had brought it."""
+        answer: object
+        match kind:
+            case lane_frames.Kind.DELIVER:
+                return await self.deliver(payload)
+            case lane_frames.Kind.CONTROL:
+                answer = await self.control(protocol.unpack_control(payload))
+            case lane_frames.Kind.PLACE_FILE:
+                answer = await self.place_file(protocol.unpack_place_file(payload))
+            case lane_frames.Kind.DRAIN_INBOX:
+                answer = await self.drain_inbox(protocol.unpack_epoch(payload))
+        return protocol.pack(answer)
 
     async def deliver(self, packed: bytes) -> bytes:
         """Handle a message in its turn; request and answer are packed."""
@@ -118,7 +155,14 @@ class AgentSession:
         """Await the session's end, then end the process."""
         await self._over.wait()
         await asyncio.sleep(LINGER_S)
+        if self._lane is not None:
+            self._lane.close()
         ray.actor.exit_actor()
+
+    def _end(self) -> None:
+        if self._lane is not None:
+            self._lane.close()
+        self._over.set()
 
     async def _up(self) -> residence.Residence | None:
         """Await the boot, which the node's agent bounds: the head names this owner before its end.

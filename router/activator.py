@@ -187,7 +187,7 @@ class Activator:
             head, suspect_epoch=flight.suspect_epoch, until=flight.until
         )
         if found is standing.Standing.IN_OFFICE:
-            return directory.Located(owner=head.owner, epoch=head.epoch, version=head.version)
+            return directory.Located(seat=protocol.seat_of(head), version=head.version)
         if found is standing.Standing.VACATED:
             return None
         return await self._activate(head, flight.until, refused, attempt)
@@ -259,7 +259,10 @@ class Activator:
             self._view.withdraw(placed)
             raise
         placed.activating = False
-        return directory.Located(owner=activated.owner, epoch=activated.epoch, version=head.version)
+        seat = protocol.Seat(
+            key=head.key, epoch=activated.epoch, nonce=activated.nonce, owner=activated.owner
+        )
+        return directory.Located(seat=seat, version=head.version)
 
 
 def _explain(key: records.SessionKey, decision: placement.Decision) -> None:

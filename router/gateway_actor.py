@@ -2,8 +2,10 @@
 
 import asyncio
 
+import ray
+
 from torpor import clock, deployment
-from torpor.actors import ray_calls
+from torpor.actors import calls, lane_calls, ray_calls
 from torpor.router import gateway
 from torpor.storage import local_blobs, redis_store
 
@@ -36,11 +38,17 @@ class GatewayActor:
             self._place,
             self._store,
             local_blobs.LocalBlobStore(self._place.storage),
-            ray_calls.RayCalls(),
+            self._reach(),
             clock.SystemClock(),
         )
         self._port = await made.start(host, port)
         return made
+
+    def _reach(self) -> calls.Calls:
+        others = ray_calls.RayCalls()
+        if not self._place.lanes:
+            return others
+        return lane_calls.LaneCalls(others, ray.get_runtime_context().get_node_id())
 
     async def refresh(self) -> None:
         """Look at nodes and loads now: some have come into service."""

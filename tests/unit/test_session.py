@@ -1,12 +1,14 @@
 """The shell of a session process, without Ray."""
 
 import asyncio
+import pathlib
 from typing import Any
 
 import pytest
 
-from torpor import errors, messages
+from torpor import deployment, errors, messages
 from torpor.actors import mailbox, protocol, session
+from torpor.storage import records
 from torpor.testing import activations
 
 EPOCH = 3
@@ -41,6 +43,26 @@ DELIVER = protocol.pack(
     )
 )
 
+SPEC = protocol.BootSpec(
+    deployment=deployment.Deployment(
+        store_url="",
+        storage=pathlib.Path("unused"),
+        scratch=pathlib.Path("unused"),
+        signing_key_file=pathlib.Path("unused"),
+    ),
+    claim=records.Acquire(
+        key=records.SessionKey("acme", "chat"),
+        observed_epoch=EPOCH - 1,
+        observed_incarnation="",
+        owner=activations.OWNER,
+        nonce="n",
+    ),
+    agent=activations.AGENT,
+    keys=activations.KEYS,
+    node_name="node-1",
+    slot=pathlib.Path("unused"),
+)
+
 
 @pytest.mark.parametrize("refused", [False, True])
 async def test_calls_during_the_boot_await_its_end(
@@ -57,7 +79,7 @@ async def test_calls_during_the_boot_await_its_end(
 
     monkeypatch.setattr(session, "_take_up_residence", load)
     process = session.AgentSession()
-    booting = asyncio.create_task(process.boot(activations.AGENT))  # type: ignore[arg-type]
+    booting = asyncio.create_task(process.boot(SPEC))
     early = asyncio.create_task(process.deliver(DELIVER))
     drain = asyncio.create_task(process.drain_inbox(EPOCH))
     await asyncio.sleep(0)
