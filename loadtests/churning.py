@@ -12,6 +12,7 @@ AT_ONCE = 4
 
 async def churn(here: world.World) -> list[figures.Figure]:
     """CPU-seconds of a wake, a turn and an eviction against a stock actor's creation, call, end."""
+    await here.introduce("ledger")
     sessions = [await here.session("ledger") for _ in range(2 * AT_ONCE)]
     for session in sessions:
         await session.send(world.MESSAGE)

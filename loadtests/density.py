@@ -25,26 +25,23 @@ async def memory(
     Raises:
         RuntimeError: sessions were evicted before they were counted.
     """
-    sessions = [await here.session(agent) for _ in range(live)]
-    # What a node needs once, however many sessions it has, is there before.
-    await sessions[0].send(world.MESSAGE)
-    await here.evict(sessions[:1])
-    await slot_stock.steady(here)
-    before = await machine.available_bytes()
-    turns = [functools.partial(session.send, world.MESSAGE) for session in sessions]
-    await waiting.few_at_a_time(turns, AT_ONCE)
-    await slot_stock.steady(here)
-    used = (before - await machine.available_bytes()) / live / 1e6
-    resident = [(await session.get()).resident for session in sessions]
-    if not all(resident):
-        raise RuntimeError(f"only {sum(resident)} of {live} sessions are live: memory is short")
-    await here.evict(sessions)
-    await slot_stock.steady(here)
+    await here.introduce(agent)
+    await slot_stock.empty(here)
     await ray_actors.warm_up(imports)
     before = await machine.available_bytes()
     started = await ray_actors.start_many(actors, imports, AT_ONCE)
     floor = (before - await machine.available_bytes()) / actors / 1e6
     await ray_actors.end_all(started)
+    sessions = [await here.session(agent) for _ in range(live)]
+    before = await machine.available_bytes()
+    turns = [functools.partial(session.send, world.MESSAGE) for session in sessions]
+    await waiting.few_at_a_time(turns, AT_ONCE)
+    # Slots in stock are no live sessions.
+    await slot_stock.empty(here)
+    used = (before - await machine.available_bytes()) / live / 1e6
+    resident = [(await session.get()).resident for session in sessions]
+    if not all(resident):
+        raise RuntimeError(f"only {sum(resident)} of {live} sessions are live: memory is short")
     return figures.figure(
         f"memory of a live idle session, mean of {live}, agent {agent}",
         "MB",

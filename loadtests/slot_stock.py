@@ -8,6 +8,8 @@ from loadtests import waiting, world
 STEADY_S = 1.5
 #: A stock is made up again within this on a slow machine.
 REFILL_TIMEOUT_S = 60.0
+#: A stock that nobody wants any more is gone a minute after the last wake.
+EMPTY_TIMEOUT_S = 120.0
 
 
 async def by_node(here: world.World) -> dict[str, int]:
@@ -16,8 +18,8 @@ async def by_node(here: world.World) -> dict[str, int]:
     return {node.id: node.slots_in_stock for node in nodes if node.alive and not node.draining}
 
 
-async def steady(here: world.World, *, on: str = "") -> int:
-    """Wait until no stock changes any more, and node `on` (if given) has one; returns all slots.
+async def steady(here: world.World, *, on: str = "") -> dict[str, int]:
+    """Wait until no stock changes any more, and node `on` (if given) has one; returns the stock.
 
     Raises:
         RuntimeError: that does not happen.
@@ -35,4 +37,17 @@ async def steady(here: world.World, *, on: str = "") -> int:
 
     what = f"node {on[:8]} has a slot in stock" if on else "the slots in stock are steady"
     await waiting.until(still, what, REFILL_TIMEOUT_S)
-    return sum(seen.values())
+    return seen
+
+
+async def empty(here: world.World) -> None:
+    """Wait until no node has a slot in stock: nobody woke anything lately.
+
+    Raises:
+        RuntimeError: that does not happen.
+    """
+
+    async def none() -> bool:
+        return not any((await by_node(here)).values())
+
+    await waiting.until(none, "no slot is in stock", EMPTY_TIMEOUT_S)

@@ -11,13 +11,14 @@ from torpor.client.sessions import Session
 FILES, FILE_BYTES = 10_000, 100_000
 #: Files written by one turn: more would make a commit of minutes.
 FILES_PER_TURN = 1_000
-WAKES, COPIES = 10, 3
+WAKES, COPIES = 8, 3
 #: Anything that leaves the files as they are.
 GREETING = "hello"
 
 
 async def workspace(here: world.World) -> list[figures.Figure]:
     """A wake with 10,000 files of 1 GB: where they still are, and on another node."""
+    await here.introduce("librarian")
     large, empty = await here.session("librarian"), await here.session("librarian")
     for first in range(0, FILES, FILES_PER_TURN):
         await large.send(f"fill {first} {FILES_PER_TURN} {FILE_BYTES}")

@@ -34,6 +34,8 @@ AGENTS = {
 SESSIONS_PER_NODE_MAX = 220
 #: Sessions that are put to sleep at a time.
 EVICTED_AT_ONCE = 8
+#: Sessions kept awake make their node less attractive: long before so many, each node has one.
+INTRODUCED_MAX = 60
 #: A node is in service, and what it had is found lost, within this on a slow machine.
 NODE_TIMEOUT_S = 90.0
 
@@ -54,6 +56,22 @@ class World:
             self._registered.add(agent)
         self._sessions.append(await self.client.sessions.create(agent))
         return self._sessions[-1]
+
+    async def introduce(self, agent: str) -> None:
+        """Wake sessions until every node has had one: what a node needs once is there then.
+
+        Raises:
+            RuntimeError: a node gets none.
+        """
+        lacking = {node.id for node in await self.client.admin.nodes() if node.alive}
+        awake: list[Session] = []
+        while lacking and len(awake) < INTRODUCED_MAX:
+            awake.append(await self.session(agent))
+            await awake[-1].send(MESSAGE)
+            lacking.discard((await awake[-1].get()).node)
+        await self.evict(awake)
+        if lacking:
+            raise RuntimeError(f"none of {len(awake)} sessions was placed on {lacking}")
 
     async def evict(self, sessions: Sequence[Session]) -> None:
         """Put sessions to sleep."""

@@ -140,11 +140,19 @@ async def test_stock_is_waited_for() -> None:
         [("a", 0, False), ("b", 3, False)],
         [("a", 2, False), ("b", 3, False), ("c", 7, True)],
     )
-    assert await slot_stock.steady(here, on="a") == 5
+    assert await slot_stock.steady(here, on="a") == {"a": 2, "b": 3}
 
 
 @pytest.mark.usefixtures("impatient")
-async def test_empty_stock_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_stock_that_nobody_wants_is_waited_for() -> None:
+    """Memory is compared once no node holds a slot for anybody."""
+    here = Operators([("a", 1, False)], [("a", 0, False), ("b", 1, False)], [("a", 0, False)])
+    await slot_stock.empty(here)
+    assert await slot_stock.by_node(here) == {"a": 0}
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_missing_slot_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     """A node that never has a slot ends the wait with its name."""
     monkeypatch.setattr(slot_stock, "REFILL_TIMEOUT_S", 0.0)
     with pytest.raises(RuntimeError, match="node a has a slot"):
