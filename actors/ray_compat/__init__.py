@@ -6,10 +6,10 @@ Held by `tests/integration/test_ray_compat.py`, which says what broke when Ray m
 from torpor.actors.ray_compat.cluster import (
     NAME_LABEL,
     LocalCluster,
-    fork_workers,
     is_head,
     join,
     node_name,
+    start_node,
 )
 
-__all__ = ["NAME_LABEL", "LocalCluster", "fork_workers", "is_head", "join", "node_name"]
+__all__ = ["NAME_LABEL", "LocalCluster", "is_head", "join", "node_name", "start_node"]

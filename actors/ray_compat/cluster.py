@@ -4,7 +4,9 @@ import contextlib
 import logging
 import os
 import socket
-from typing import Any
+import sys
+from collections.abc import Sequence
+from typing import Any, NoReturn
 
 import psutil
 import ray
@@ -24,8 +26,6 @@ _NODE_ENVIRONMENT = {
     "RAY_task_events_max_num_task_in_gcs": "10000",
     "RAY_metric_cardinality_level": "low",
     "RAY_USAGE_STATS_ENABLED": "0",
-    # A label per node name; see `NAME_LABEL`.
-    "RAY_AUTH_MODE": "disabled",
 }
 
 #: The node label that carries a node's name for people.
@@ -36,11 +36,24 @@ OBJECT_STORE_BYTES = 80 << 20
 PROBE_TIMEOUT_S = 5.0
 
 
-def fork_workers() -> None:
-    """Have the raylets that this process starts start their workers by torpor's starter.
+def start_node(arguments: Sequence[str]) -> NoReturn:
+    """Run `ray start` with these arguments, so that the node's workers can be forked."""
+    # Brings much that only this command needs.
+    from ray.scripts import scripts
 
-    Where the private constant has moved, Ray's own starter remains, and every worker imports anew.
-    """
+    _prepare()
+    scripts.cli.main(["start", *arguments], prog_name="torpor node")
+    sys.exit()  # for the type checker: the line above ends the process
+
+
+def _prepare() -> None:
+    """Set what the Ray processes that this one starts are to have."""
+    for name, value in _NODE_ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    # Every process that Ray starts should find compiled modules, and leave some if there are none.
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    # Where the private constant has moved, Ray's own starter remains, and every worker imports
+    # anew.
     if hasattr(ray_constants, "SETUP_WORKER_FILENAME"):
         # An absolute path, so that joining it to Ray's folder leaves it as it is.
         ray_constants.SETUP_WORKER_FILENAME = worker_starter.__file__
@@ -54,12 +67,8 @@ class LocalCluster:
 
     def __init__(self, nodes: int, *, cpus_per_node: float = 1.0, dashboard: bool = False) -> None:
         """Start `nodes` raylets named node-1…; the first is the head. Takes 5 to 20 s."""
-        for name, value in _NODE_ENVIRONMENT.items():
-            os.environ.setdefault(name, value)
-        fork_workers()
-        # Every process that Ray starts should find compiled modules, and leave some if there are
-        # none.
-        os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+        os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+        _prepare()
         # Told of addresses that it overwrites and of nodes that end, which is what happens here.
         logging.getLogger("ray").setLevel(logging.ERROR)
         self._nodes: dict[str, Any] = {}

@@ -24,6 +24,7 @@ import sys
 import time
 import traceback
 import types
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
 import msgspec
@@ -40,6 +41,8 @@ BACKLOG = 128
 REQUEST_TIMEOUT_S = 2.0
 #: How often a server looks whether it is idle.
 _LOOK_EVERY_S = 5.0
+#: In a child: what its server had imported.
+inherited: frozenset[str] = frozenset()
 #: Imported by every worker that has served a call, beside what its actor's module imports: what a
 #: child has to import itself it pays for in time, and in memory that is not shared.
 PRELOADED = (
@@ -79,7 +82,7 @@ def main(path: pathlib.Path, lock: int) -> None:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
             listener.bind(str(path))
             listener.listen(BACKLOG)
-            Server(listener, raylet).serve()
+            Server(listener, raylet).serve([lock])
     except BaseException as error:
         traceback.print_exc()
         failed.write_text(f"the fork server ended: {type(error).__name__}: {error}")
@@ -108,21 +111,29 @@ def demand_one_thread() -> None:
 class Server:
     """The loop of a server that has imported everything."""
 
-    def __init__(self, listener: socket.socket, raylet: int) -> None:
+    def __init__(
+        self, listener: socket.socket, raylet: int, program: types.CodeType | None = None
+    ) -> None:
+        """`raylet` is a descriptor of its process; `program` what children run if not workers."""
         self._listener = listener
         self._raylet = raylet
-        self._program = worker_program()
+        self._program = program or worker_program()
         self._children: set[int] = set()
         self._asked_s = time.monotonic()
+        self._owned: list[int] = []
 
-    def serve(self) -> None:
-        """Fork a worker for each request; returns when the raylet is gone, or after idleness."""
+    def serve(self, owned: Sequence[int] = ()) -> None:
+        """Fork a worker for each request; returns when the raylet is gone, or after idleness.
+
+        No child keeps `owned`, as it keeps nothing else that is the server's.
+        """
         # Signals of children that end write here, so that the loop hears of them.
         ended, write_end = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.signal(signal.SIGCHLD, lambda *_: None)
         signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
         gc.collect()
         gc.freeze()
+        self._owned = [*owned, self._raylet, ended, write_end]
         with selectors.DefaultSelector() as selector:
             for descriptor in (self._listener.fileno(), self._raylet, ended):
                 selector.register(descriptor, selectors.EVENT_READ)
@@ -161,6 +172,8 @@ class Server:
             if child == 0:
                 selector.close()
                 self._listener.close()
+                for descriptor in self._owned:
+                    os.close(descriptor)
                 become_worker(request, descriptors, starter, self._program)
             self._children.add(child)
         for descriptor in descriptors:
@@ -194,6 +207,7 @@ def become_worker(
             os.close(descriptor)
         _take_over(request)
         _reseed()
+        _note_inherited()
         _report_connection(starter)
         run_worker(program, request["arguments"])
         code = 0
@@ -228,6 +242,11 @@ def _take_over(request: dict[str, Any]) -> None:
         os.setpriority(os.PRIO_PROCESS, 0, request["niceness"])
     with contextlib.suppress(PermissionError):
         pathlib.Path("/proc/self/oom_score_adj").write_text(request["oom_score"])
+
+
+def _note_inherited() -> None:
+    global inherited
+    inherited = frozenset(sys.modules)
 
 
 def _reseed() -> None:

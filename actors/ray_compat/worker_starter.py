@@ -33,6 +33,9 @@ LANGUAGE_ARGUMENT = "--language="
 SERVER_TIMEOUT_S = 40.0
 #: A child connects in a tenth of a second; on a machine that starts dozens at once, in seconds.
 REGISTER_TIMEOUT_S = 15.0
+#: Libraries that start threads as they are imported, which no fork survives, are told not to: a
+#: node's processors are shared by many sessions. Who sets another number has no forks.
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 #: How often a starter looks whether another's server is up.
 _LOOK_EVERY_S = 0.02
 #: What a server that could not start leaves keeps others from trying for so long.
@@ -156,7 +159,9 @@ def start_server(path: pathlib.Path, recipe: str, environment: dict[str, str], l
         os.set_inheritable(lock, True)
         null = os.open(os.devnull, os.O_RDONLY)
         os.dup2(null, 0)
-        os.execve(sys.executable, command, environment | {RECIPE: recipe})  # noqa: S606
+        os.execve(  # noqa: S606
+            sys.executable, command, ONE_THREAD | environment | {RECIPE: recipe}
+        )
     finally:
         os._exit(1)
 
