@@ -4,7 +4,7 @@ import asyncio
 import itertools
 import socket
 from collections.abc import Callable
-from typing import Self, cast
+from typing import cast
 
 from torpor import errors
 from torpor.actors import lane_address, lane_frames, protocol
@@ -18,7 +18,7 @@ CALLS_MAX = 256
 class Lane(asyncio.Protocol):
     """Calls to one activation."""
 
-    def __init__(self, name: str, on_end: Callable[[], object]) -> None:
+    def __init__(self, name: str, on_end: Callable[["Lane"], None]) -> None:
         self._name = name
         self._on_end = on_end
         self._reader = lane_frames.FrameReader(lane_frames.ANSWER_BYTES_MAX)
@@ -28,8 +28,8 @@ class Lane(asyncio.Protocol):
 
     @classmethod
     async def open(
-        cls, seat: protocol.Seat, *, same_node: bool, on_end: Callable[[], object]
-    ) -> Self:
+        cls, seat: protocol.Seat, *, same_node: bool, on_end: Callable[["Lane"], None]
+    ) -> "Lane":
         """Connect and prove which activation is meant; `on_end` is called when it is over.
 
         Raises:
@@ -116,7 +116,7 @@ class Lane(asyncio.Protocol):
             if not waiting.done():
                 waiting.set_exception(self._broke())
         self._waiting.clear()
-        self._on_end()
+        self._on_end(self)
 
     def _broke(self) -> errors.OwnerUnreachable:
         return errors.OwnerUnreachable(f"the connection to {self._name} broke", actor=self._name)

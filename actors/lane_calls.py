@@ -34,10 +34,18 @@ class LaneCalls:
     A call that could not be sent goes to `others`. One that was sent is never sent again.
     """
 
-    def __init__(self, others: calls.Calls, node: str, lanes_max: int = LANES_MAX) -> None:
-        """`node` is the gateway's own."""
+    def __init__(
+        self,
+        others: calls.Calls,
+        node: str,
+        *,
+        on_end: Callable[[protocol.Seat], None] = lambda _: None,
+        lanes_max: int = LANES_MAX,
+    ) -> None:
+        """`node` is the gateway's own. `on_end` hears of activations whose process has ended."""
         self._others = others
         self._node = node
+        self._on_end = on_end
         self._lanes_max = min(lanes_max, _files_max() // FILES_SHARE)
         #: By the activation's nonce, that used longest ago first.
         self._lanes: collections.OrderedDict[str, lane.Lane] = collections.OrderedDict()
@@ -92,8 +100,9 @@ class LaneCalls:
         """End all connections."""
         for task in self._opening.values():
             task.cancel()
-        for each in list(self._lanes.values()):
+        for each in self._lanes.values():
             each.close()
+        self._lanes.clear()
 
     async def _lane(self, seat: protocol.Seat) -> lane.Lane | None:
         """Return the way to an activation; None: there is none now.
@@ -123,9 +132,9 @@ class LaneCalls:
 
     async def _open(self, seat: protocol.Seat) -> lane.Lane | None:
         same_node = seat.owner.node == self._node
-        forget = functools.partial(self._lanes.pop, seat.nonce, None)
+        ended = functools.partial(self._ended, seat)
         try:
-            made = await lane.Lane.open(seat, same_node=same_node, on_end=forget)
+            made = await lane.Lane.open(seat, same_node=same_node, on_end=ended)
         except errors.Fenced:
             raise
         except (OSError, TimeoutError, errors.TorporError, msgspec.MsgspecError) as error:
@@ -135,6 +144,12 @@ class LaneCalls:
         if not made.closed:
             self._lanes[seat.nonce] = made
         return made
+
+    def _ended(self, seat: protocol.Seat, ended: lane.Lane) -> None:
+        # One that was closed here, to make room, is not among them any more.
+        if self._lanes.get(seat.nonce) is ended:
+            del self._lanes[seat.nonce]
+            self._on_end(seat)
 
     def _has_room(self) -> bool:
         """Whether one more connection may be opened; one that nobody uses goes if it must."""

@@ -13,7 +13,7 @@ from typing import Any
 import ray
 
 from torpor import deployment, errors
-from torpor.actors import protocol, session, slot_board
+from torpor.actors import lane_address, protocol, session, slot_board
 from torpor.storage import keyring, records
 
 log = logging.getLogger(__name__)
@@ -204,6 +204,7 @@ class SlotMaker:
         """Remove what earlier incarnations of this node left: processes first, then folders."""
         for folder in sorted(self._root.glob("*")):
             await clean(folder)
+        await asyncio.to_thread(lane_address.clean_leftovers, lane_address.sockets_folder())
 
 
 def _watch(slot: Slot, on_death: Callable[[Slot], None]) -> None:

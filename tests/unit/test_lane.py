@@ -29,7 +29,7 @@ async def owner() -> AsyncIterator[lane_owner.LaneOwner]:
 
 async def open_lane(owner: lane_owner.LaneOwner, *, same_node: bool = True) -> lane.Lane:
     """Return a lane to it."""
-    return await lane.Lane.open(owner.seat(), same_node=same_node, on_end=lambda: None)
+    return await lane.Lane.open(owner.seat(), same_node=same_node, on_end=lambda _: None)
 
 
 async def dial(
@@ -77,7 +77,7 @@ async def test_a_stale_route_fails_before_a_message_is_sent(
 ) -> None:
     """Another session, epoch or nonce is fenced by the handshake."""
     with pytest.raises(errors.Fenced):
-        await lane.Lane.open(owner.seat(**changes), same_node=True, on_end=lambda: None)
+        await lane.Lane.open(owner.seat(**changes), same_node=True, on_end=lambda _: None)
     assert owner.served == []
 
 

@@ -164,6 +164,23 @@ async def test_what_was_sent_is_not_sent_again(
     owner.gates[packed].set()
 
 
+async def test_the_end_of_a_process_is_told(owner: lane_owner.LaneOwner, others: Others) -> None:
+    """What it was called by is of no use any more; a connection closed here says nothing."""
+    ended: list[protocol.Seat] = []
+    reach = lane_calls.LaneCalls(others, lane_owner.NODE, on_end=ended.append)
+    seat = owner.seat()
+    await deliver(reach, seat)
+    owner.server.close()
+    await lane_owner.until(lambda: ended)
+    assert ended == [seat]
+    async with lane_owner.listening() as other:
+        other.answer = owner.answer
+        assert await deliver(reach, other.seat()) == "by lane"
+        reach.close()
+        await lane_owner.until(lambda: not other.server.connections)
+    assert ended == [seat]
+
+
 async def test_a_connection_is_opened_once(
     owner: lane_owner.LaneOwner, reach: lane_calls.LaneCalls
 ) -> None:

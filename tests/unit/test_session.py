@@ -2,14 +2,16 @@
 
 import asyncio
 import pathlib
+import tempfile
 from typing import Any
 
+import msgspec
 import pytest
 
 from torpor import deployment, errors, messages
-from torpor.actors import mailbox, protocol, session
+from torpor.actors import lane, lane_address, lane_frames, mailbox, protocol, session
 from torpor.storage import records
-from torpor.testing import activations
+from torpor.testing import activations, lane_owner
 
 EPOCH = 3
 
@@ -94,3 +96,61 @@ async def test_calls_during_the_boot_await_its_end(
         assert await drain is None
         assert process._living is not None
         process._living.cancel()
+
+
+async def test_the_lane_listens_before_the_claim(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The head names it from the claim on; who comes during the boot waits for its end."""
+    go = asyncio.Event()
+    heads: list[records.Owner] = []
+
+    async def load(spec: protocol.BootSpec) -> Resident:
+        heads.append(spec.claim.owner)
+        await go.wait()
+        return Resident()
+
+    monkeypatch.setattr(session, "_take_up_residence", load)
+    with tempfile.TemporaryDirectory(dir="/tmp", prefix="t") as folder:
+        monkeypatch.setattr(lane_address, "sockets_folder", lambda: pathlib.Path(folder, "lanes"))
+        process = session.AgentSession()
+        booting = asyncio.create_task(process.boot(msgspec.structs.replace(SPEC, host="127.0.0.1")))
+        await lane_owner.until(lambda: heads)
+        seat = protocol.Seat(key=SPEC.claim.key, epoch=EPOCH, nonce="n", owner=heads[0])
+        way = await lane.Lane.open(seat, same_node=True, on_end=lambda _: None)
+        early = asyncio.create_task(way.call(lane_frames.Kind.DELIVER, DELIVER, timeout_s=30))
+        drain = asyncio.create_task(
+            way.call(lane_frames.Kind.DRAIN_INBOX, protocol.pack(EPOCH + 1), timeout_s=30)
+        )
+        go.set()
+        booted = protocol.accept(await booting)
+        assert booted.lane == heads[0].lane != ""
+        assert protocol.accept(protocol.unpack_delivered(await early)).text == "here"
+        refused = protocol.unpack_done(await drain)
+        assert refused is not None
+        assert refused.reason == errors.Fenced.reason
+        way.close()
+        process._lane.close()  # type: ignore[union-attr]
+        process._living.cancel()  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "192.0.2.1", ""])
+async def test_a_process_that_cannot_listen_works_without(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path, host: str
+) -> None:
+    """Nobody may listen at an address of another machine; and a boot that fails leaves nothing."""
+    named: list[str] = []
+
+    async def fail(spec: protocol.BootSpec) -> Resident:
+        named.append(spec.claim.owner.lane)
+        raise errors.CheckpointCorrupt
+
+    monkeypatch.setattr(session, "_take_up_residence", fail)
+    monkeypatch.setattr(lane_address, "sockets_folder", lambda: tmp_path / ("x" * 60))
+    process = session.AgentSession()
+    answer = await process.boot(msgspec.structs.replace(SPEC, host=host))
+    assert isinstance(answer, protocol.Refusal)
+    assert answer.reason == errors.CheckpointCorrupt.reason
+    assert bool(named[0]) == (host == "127.0.0.1")
+    if named[0]:
+        address = lane_address.LaneAddress.parse(named[0])
+        with pytest.raises(ConnectionRefusedError):
+            await asyncio.open_connection(address.host, address.port)
