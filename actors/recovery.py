@@ -23,6 +23,7 @@ from torpor.actors import agent_thread, output, ownership, turn_context
 from torpor.storage import (
     blobs,
     digests,
+    kept_workspaces,
     records,
     restore,
     snapshot,
@@ -157,7 +158,10 @@ class Waking:
 
     def _with_files(self, point: records.RestorePoint, payload: memoryview | None) -> Found:
         """Bring all files of a version back, or none."""
-        tree = restore.restore(point.manifest, self._workspace, self._blobs, self._key.tenant)
+        slot, tenant = self._workspace.parent, self._key.tenant
+        tree = kept_workspaces.put_back(slot, self._key, point.manifest, self._blobs)
+        if tree is None:
+            tree = restore.restore(point.manifest, self._workspace, self._blobs, tenant)
         return Found(point=point, payload=payload, tree=tree)
 
     async def _make_true(

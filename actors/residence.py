@@ -19,6 +19,7 @@ from torpor.actors import (
     output,
     ownership,
     protocol,
+    remains,
     slot_board,
     turn_context,
     turn_record,
@@ -62,6 +63,7 @@ class Residence:
         self._spec = spec
         self._key = spec.claim.key
         self._deltas = deltas.Deltas(store.feed, self._key, clock)
+        self._clock = clock
         self._history = turn_context.OwnerHistory(owned.history, asyncio.get_running_loop())
         self._mailbox = mailbox.Mailbox(self._key.session)
         self._phase = lifecycle.Phase.BOOTING
@@ -296,12 +298,25 @@ class Residence:
             if released:
                 self._move(lifecycle.Signal.RELEASED)
                 await self._thread.evict()
+                await self._leave_workspace()
                 return protocol.Controlled(version=self._owned.head.version)
             self._move(lifecycle.Signal.CALLED_BACK)
             await self._drain_inbox()
             if self._phase is lifecycle.Phase.ENDED:
                 return protocol.Controlled(version=self._owned.head.version)
         raise errors.NotEvictable("messages keep arriving", session=self._key.session)
+
+    async def _leave_workspace(self) -> None:
+        """Leave the files for a wake on this node; one that does not find them restores them."""
+        tree = self._snapshotter.adopted
+        if tree.digest != self._owned.head.manifest:
+            return
+        try:
+            await asyncio.to_thread(
+                remains.leave, self._spec.slot, self._key, tree, self._clock.now_ms()
+            )
+        except OSError as error:
+            log.warning("files not left: %s", error, extra={"action": "files_not_left"})
 
     async def _commit(self, change: ownership.Change) -> records.Committed:
         """Commit from phase WORKING (or IDLE, for bookkeeping); a failure ends this activation."""

@@ -63,6 +63,11 @@ class Snapshotter:
         """
         self._published = tree
 
+    @property
+    def adopted(self) -> workspace_tree.Folder:
+        """What the last commit names, as it lies on the disk."""
+        return self._published
+
     def snapshot(self) -> Snapshot:
         """Store what differs from the adopted tree.
 
