@@ -119,7 +119,9 @@ async def test_what_is_no_call_ends_the_connection(owner: lane_owner.LaneOwner, 
     writer.close()
 
 
-@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(noise=st.binary(min_size=1, max_size=200), proven=st.booleans())
 async def test_noise_harms_nobody_else(
     owner: lane_owner.LaneOwner, noise: bytes, *, proven: bool
@@ -245,6 +247,45 @@ async def test_a_failure_is_an_answer(owner: lane_owner.LaneOwner) -> None:
     assert refused.reason == errors.Internal.reason
     owner.answer = lambda _, payload: payload
     assert await way.call(DELIVER, b"hello", timeout_s=30) == b"hello"
+    way.close()
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        struct.pack("<IIB", lane_frames.ANSWER_BYTES_MAX + 1, 1, 0),
+        lane_frames.pack(77, 0, b"to nobody"),
+    ],
+)
+async def test_nothing_that_an_owner_says_harms_the_gateway(
+    owner: lane_owner.LaneOwner, said: bytes
+) -> None:
+    """An answer beyond the bound ends the lane; one that nobody waits for is dropped."""
+    owner.gates[b"one"] = asyncio.Event()
+    way = await open_lane(owner)
+    call = asyncio.create_task(way.call(DELIVER, b"one", timeout_s=30))
+    await owner.has_been_sent(1)
+    (connection,) = owner.server.connections
+    connection._transport.write(said)
+    owner.gates[b"one"].set()
+    if len(said) == lane_frames.HEADER_BYTES:
+        with pytest.raises(errors.OwnerUnreachable):
+            await call
+    else:
+        assert await call == b"one"
+    way.close()
+
+
+async def test_an_answer_that_is_too_large_is_said_to_be(
+    owner: lane_owner.LaneOwner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It does not cost its connection, which carries other calls."""
+    way = await open_lane(owner)
+    monkeypatch.setattr(lane_frames, "ANSWER_BYTES_MAX", 100)
+    refused = protocol.unpack_done(await way.call(DELIVER, bytes(101), timeout_s=30))
+    assert refused is not None
+    assert refused.reason == errors.Internal.reason
+    assert await way.call(DELIVER, bytes(100), timeout_s=30) == bytes(100)
     way.close()
 
 

@@ -7,7 +7,7 @@ import sys
 import tempfile
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from torpor import errors
@@ -35,6 +35,7 @@ def test_what_is_no_address_is_refused(text: str) -> None:
         lane_address.LaneAddress.parse(text)
 
 
+@settings(deadline=None)
 @given(st.text(max_size=100))
 def test_any_text_is_an_address_or_refused(text: str) -> None:
     """Nothing but the named error is raised."""

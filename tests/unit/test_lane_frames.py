@@ -3,7 +3,7 @@
 import itertools
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from torpor import errors
@@ -23,6 +23,7 @@ def pieces(data: bytes, cuts: list[int]) -> list[bytes]:
     return [data[start:end] for start, end in itertools.pairwise(places)]
 
 
+@settings(deadline=None)
 @given(
     frames=st.lists(
         st.builds(
@@ -48,6 +49,7 @@ def test_frames_arrive_whole_however_they_are_cut(
     assert read == frames
 
 
+@settings(deadline=None)
 @given(data=st.binary(max_size=400), cuts=st.lists(st.integers(0, 400), max_size=8))
 def test_any_bytes_are_frames_or_refused(data: bytes, cuts: list[int]) -> None:
     """Noise raises the one error that is named, and never keeps more than a frame."""
