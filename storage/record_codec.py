@@ -117,6 +117,7 @@ def head(key: records.SessionKey, reply: Sequence[bytes]) -> records.Head:
         epoch=int(fields[b"e"]),
         nonce=fields.get(b"n", b"").decode(),
         owner=_owner(fields),
+        left_node="" if b"oi" in fields else fields.get(b"on", b"").decode(),
         version=int(fields[b"v"]),
         next_seq=int(fields[b"s"]),
         hot_from=int(fields[b"h"]),
