@@ -1,6 +1,7 @@
 """How a gateway reaches node agents and session actors, as a protocol.
 
-`torpor.actors.ray_calls` does it over Ray; tests of the router use an implementation of their own.
+`torpor.actors.ray_calls` does it over Ray, `torpor.actors.lane_calls` over sockets where it can;
+tests of the router use an implementation of their own.
 
 Every method raises the error that a `Refusal` stands for, and besides:
 
