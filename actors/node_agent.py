@@ -27,8 +27,6 @@ log = logging.getLogger(__name__)
 
 #: How often the load is published and idle sessions are looked for.
 BEAT_S = 1.0
-#: Activations that wait for one of the node's permits; beyond it the gateway looks elsewhere.
-WAITING_MAX = 32
 #: Ray's own calls in flight: activations that wait, and everything quick.
 CONCURRENCY_MAX = 256
 #: A process whose session has ended goes by itself within this, or is killed.
@@ -58,7 +56,6 @@ class NodeAgent:
         self._slots: dict[tuple[records.SessionKey, int], slots.Slot] = {}
         #: What is being woken here, or waits for a permit.
         self._waking: list[tuple[records.SessionKey, int]] = []
-        self._permits = asyncio.Semaphore(place.activations_per_node_max)
         self._draining = False
         self._retired = False
         self._lapsed = asyncio.Event()
@@ -85,7 +82,9 @@ class NodeAgent:
             self._store.catalog, local_blobs.LocalBlobStore(self._place.storage)
         )
         keys = await asyncio.to_thread(keyring.load, self._place.signing_key_file)
-        self._maker = slots.SlotMaker(self._place, keys, node=self._node, node_name=self._node_name)
+        self._maker = slots.SlotMaker(
+            self._place, keys, self._store.sessions, node=self._node, node_name=self._node_name
+        )
         await self._maker.clean_leftovers()
         await self._take_office()
         self._spawn(self._keep_beat())
@@ -144,6 +143,7 @@ class NodeAgent:
             await asyncio.wait_for(self._evict_all(), RETIRE_S)
         # Another beat would put the node's load back.
         self._retired = True
+        await self._maker.stock.close()
         self._keeper.stop()
         with contextlib.suppress(errors.TorporError):
             await self._store.nodes.withdraw(self._node)
@@ -156,17 +156,12 @@ class NodeAgent:
             raise errors.NodeDraining(node=self._node_name)
         if len(self._slots) + len(self._waking) >= self._place.sessions_per_node_max:
             raise errors.NoCapacity(f"node {self._node_name} is full", node=self._node_name)
-        if len(self._waking) >= self._place.activations_per_node_max + WAITING_MAX:
-            raise errors.NoCapacity(
-                f"too many sessions are waking on node {self._node_name}", node=self._node_name
-            )
         waking = (request.key, request.observed_epoch + 1)
         self._waking.append(waking)
         try:
-            async with self._permits:
-                await self._end_forgotten(*waking)
-                incarnation = self._incarnation
-                slot = await self._maker.make(request, incarnation, ids.nonce(), self._on_death)
+            await self._end_forgotten(*waking)
+            incarnation = self._incarnation
+            slot = await self._maker.make(request, incarnation, ids.nonce(), self._on_death)
         finally:
             self._waking.remove(waking)
         self._slots[request.key, slot.epoch] = slot
@@ -236,6 +231,7 @@ class NodeAgent:
                 pids = [slot.pid for slot in self._slots.values() if slot.pid is not None]
                 self._reading = self._meter.read(pids)
                 self._beat += 1
+                self._maker.stock.adjust(room=self._room(self._reading))
                 for slot in self._overdue():
                     self._spawn(slot.kill())
                 for slot in self._hung():
@@ -261,7 +257,14 @@ class NodeAgent:
             cpu=reading.cpu,
             memory=reading.memory,
             draining=self._draining,
+            slots_in_stock=len(self._maker.stock),
         )
+
+    def _room(self, reading: load_meter.Reading) -> int:
+        """Return how many processes the node may hold in stock now."""
+        if self._draining or self._lapsed.is_set() or reading.memory > self._place.memory_low:
+            return 0
+        return self._place.sessions_per_node_max - len(self._slots) - len(self._waking)
 
     def _leaving(self, reading: load_meter.Reading) -> list[eviction.Candidate]:
         candidates = [

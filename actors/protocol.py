@@ -44,13 +44,9 @@ def accept(answer: T | Refusal) -> T:
     return answer
 
 
-def session_actor_name(key: records.SessionKey, epoch: int, attempt: int = 0) -> str:
-    """Return the Ray name of the actor that is to hold one epoch of a session.
-
-    Ray gives a name once, so that of several nodes that are asked to wake a session one starts a
-    process. Who holds it may hang or be lost: the next attempt has a name of its own.
-    """
-    return f"session/{key}/{epoch}" + (f".{attempt}" if attempt else "")
+def slot_actor_name(node: str, slot: str) -> str:
+    """Return the Ray name of the actor that is a node's slot, before and after it is bound."""
+    return f"slot/{node}/{slot}"
 
 
 def node_agent_name(node: str) -> str:
@@ -88,7 +84,7 @@ class BusyPolicy(enum.StrEnum):
 
 # --- gateway → node agent (Ray actor `node_agent_name(node)`) -------------------------------------
 # activate(Activate) -> Activated | Refusal
-#     AlreadyWaking, NoCapacity, NodeDraining, Fenced, ActivationFailed, CheckpointCorrupt, …
+#     NoCapacity, NodeDraining, Fenced, ActivationFailed, CheckpointCorrupt, …
 # bury(records.SessionKey, epoch: int) -> bool
 #     the process of that epoch is proven dead, and owns the session no more; may raise
 #     OwnerUnreachable, StoreUnavailable
@@ -108,8 +104,6 @@ class Activate(msgspec.Struct, frozen=True, kw_only=True):
     agent: records.AgentVersion
     #: Seconds until the caller gives up.
     deadline_s: float
-    #: Counts up when whoever was waking the session has not done so for long.
-    attempt: int = 0
 
 
 class Activated(msgspec.Struct, frozen=True, kw_only=True):
@@ -235,7 +229,10 @@ unpack_done: Callable[[bytes], Refusal | None] = msgspec.msgpack.Decoder(Refusal
 
 
 # --- node agent → session actor -------------------------------------------------------------------
-# boot(BootSpec) -> Booted | Refusal
+# prepare() -> Prepared | Refusal
+#     everything that can be done before it is known for which session
+# boot(records.Acquire) -> Booted | Refusal
+#     binds the process, once
 # leave(Leave) -> Controlled | Refusal
 #     NotEvictable when something is under way
 # ping() -> int
@@ -244,11 +241,10 @@ unpack_done: Callable[[bytes], Refusal | None] = msgspec.msgpack.Decoder(Refusal
 #     never returns: the process ends when the session has
 
 
-class BootSpec(msgspec.Struct, frozen=True, kw_only=True):
-    """Everything a fresh process needs to become a session's owner."""
+class SlotSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """What a process is made for: any session of this agent version."""
 
     deployment: deployment.Deployment
-    claim: records.Acquire
     agent: records.AgentVersion
     #: The tenant's own keys, never the deployment's.
     keys: keyring.TenantKeys
@@ -260,10 +256,23 @@ class BootSpec(msgspec.Struct, frozen=True, kw_only=True):
     host: str = ""
 
 
+class Prepared(msgspec.Struct, frozen=True, kw_only=True):
+    """The process is up, and waits to be bound."""
+
+    pid: int
+    #: Where it listens; see `records.Owner`.
+    lane: str
+    #: Whether it was forked from a process that had imported everything.
+    forked: bool
+
+
+class BootSpec(SlotSpec, frozen=True, kw_only=True):
+    """Everything a process needs to become a session's owner."""
+
+    claim: records.Acquire
+
+
 class Booted(msgspec.Struct, frozen=True, kw_only=True):
     """The session is loaded and answers."""
 
     epoch: int
-    pid: int
-    #: As it is in the head; see `records.Owner`.
-    lane: str = ""

@@ -8,7 +8,7 @@ import asyncio
 import logging
 import os
 import time
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import ray
@@ -25,6 +25,7 @@ from torpor.actors import (
     output,
     ownership,
     protocol,
+    ray_compat,
     recovery,
     residence,
     slot_board,
@@ -43,24 +44,49 @@ NOT_THE_OWNER = "this process does not own that epoch"
 class AgentSession:
     """A session's owner, as gateways and the node agent call it. Errors return as `Refusal`."""
 
-    def __init__(self) -> None:
+    def __init__(self, spec: protocol.SlotSpec) -> None:
+        self._spec = spec
+        self._equipment: Equipment | None = None
         self._residence: residence.Residence | None = None
         self._living: asyncio.Task[None] | None = None
+        self._bound = False
         self._booted = asyncio.Event()
         self._over = asyncio.Event()
         self._lane: lane_server.LaneServer | None = None
 
-    async def boot(self, spec: protocol.BootSpec) -> protocol.Booted | protocol.Refusal:
-        """Claim the session and load it; on a refusal nothing is owned and the process ends."""
+    async def prepare(self) -> protocol.Prepared | protocol.Refusal:
+        """Do all that does not depend on the session, before anybody waits for it."""
         try:
-            return await self._boot(spec)
+            self._equipment = await _equip(self._spec)
+            lane = await self._listen()
+        except errors.TorporError as error:
+            self._end()
+            return protocol.refuse(error)
+        forked = ray_compat.FORKED_BY in os.environ
+        return protocol.Prepared(pid=os.getpid(), lane=lane, forked=forked)
+
+    async def boot(self, claim: records.Acquire) -> protocol.Booted | protocol.Refusal:
+        """Claim the session and load it; on a refusal nothing is owned and the process ends.
+
+        A process is bound once, whatever becomes of it.
+        """
+        if self._bound or self._equipment is None:
+            return protocol.refuse(errors.Fenced("this process was bound before"))
+        self._bound = True
+        try:
+            return await self._boot(claim, self._equipment)
         finally:
             self._booted.set()
 
-    async def _boot(self, spec: protocol.BootSpec) -> protocol.Booted | protocol.Refusal:
+    async def _boot(
+        self, claim: records.Acquire, equipment: "Equipment"
+    ) -> protocol.Booted | protocol.Refusal:
+        if self._lane is not None:
+            # Before the claim, since the head that it writes names the lane.
+            self._lane.proof = lane_frames.proof(claim.key, claim.observed_epoch + 1, claim.nonce)
+        spec = protocol.BootSpec(**msgspec.structs.asdict(self._spec), claim=claim)
         try:
-            spec = await self._with_lane(spec)
-            self._residence = await _take_up_residence(spec)
+            self._residence = await _take_up_residence(spec, equipment)
         except errors.TorporError as error:
             self._end()
             return protocol.refuse(error)
@@ -72,24 +98,19 @@ class AgentSession:
             )
         self._residence.put(protocol.DrainInbox())
         self._living = asyncio.create_task(self._live(self._residence))
-        return protocol.Booted(
-            epoch=self._residence.epoch, pid=os.getpid(), lane=spec.claim.owner.lane
-        )
+        return protocol.Booted(epoch=self._residence.epoch)
 
-    async def _with_lane(self, spec: protocol.BootSpec) -> protocol.BootSpec:
-        """Listen before the claim, since the head that it writes names the lane."""
-        if not spec.host:
-            return spec
-        claim = spec.claim
-        proof = lane_frames.proof(claim.key, claim.observed_epoch + 1, claim.nonce)
-        self._lane = lane_server.LaneServer(proof, self.serve)
+    async def _listen(self) -> str:
+        """Listen for gateways; returns the lane's address, empty if there is none."""
+        if not self._spec.host:
+            return ""
+        # Nobody can show this one: the process is nobody's yet.
+        self._lane = lane_server.LaneServer(os.urandom(lane_frames.PROOF_BYTES), self.serve)
         try:
-            address = await self._lane.listen(spec.host, lane_address.sockets_folder())
+            return await self._lane.listen(self._spec.host, lane_address.sockets_folder())
         except OSError as error:
             log.warning("no lane: %s", error, extra={"action": "no_lane"})
-            return spec
-        owner = msgspec.structs.replace(claim.owner, lane=address)
-        return msgspec.structs.replace(spec, claim=msgspec.structs.replace(claim, owner=owner))
+            return ""
 
     async def serve(self, kind: lane_frames.Kind, payload: bytes) -> bytes:
         """Answer a call that came by the lane, as if Ray had brought it."""
@@ -198,16 +219,38 @@ class AgentSession:
         return await job.answer
 
 
-async def _take_up_residence(spec: protocol.BootSpec) -> residence.Residence:
-    """Import, claim, load: everything that can fail before the claim comes before it."""
+class Equipment(NamedTuple):
+    """What a process has before it is bound."""
+
+    make: type[definition.Agent]
+    store: redis_store.RedisStore
+    blobs: local_blobs.LocalBlobStore
+
+
+async def _equip(spec: protocol.SlotSpec) -> Equipment:
+    """Import and connect.
+
+    Raises:
+        AgentImportFailed, StoreUnavailable, StoreBelowDurability
+    """
+    made = Equipment(
+        agent_code.load(spec.agent.import_path),
+        redis_store.open(spec.deployment, reads_wait=False),
+        local_blobs.LocalBlobStore(spec.deployment.storage),
+    )
+    # Connects, and learns now what the first write would ask for.
+    await made.store.check_durability()
+    return made
+
+
+async def _take_up_residence(spec: protocol.BootSpec, equipment: Equipment) -> residence.Residence:
+    """Claim and load: what can fail before the claim comes before it."""
     key, place = spec.claim.key, spec.deployment
+    make, store, blobs = equipment
     board = slot_board.SlotBoard(spec.slot / protocol.BOARD, os.getpid())
-    make = agent_code.load(spec.agent.import_path)
     captures = output.Captures(
         output.SessionLog(output.log_folder(place.storage, key), spec.claim.observed_epoch + 1)
     )
-    store = redis_store.open(place, reads_wait=False)
-    blobs = local_blobs.LocalBlobStore(place.storage)
     owned = ownership.Ownership(
         store=store, blobs=blobs, keys=spec.keys, clock=clock.SystemClock(), agent=spec.agent
     )

@@ -146,6 +146,15 @@ class Stock(Generic[S]):
             with contextlib.suppress(ValueError):
                 shelf.waiters.remove(waiter)
 
+    def has(self, kind: Kind) -> bool:
+        """Whether `take` would return one without waiting."""
+        shelf = self._shelves.get(kind.name)
+        return shelf is not None and any(slot.lives for slot in shelf.ready)
+
+    def give_back(self, kind: Kind, slot: S) -> None:
+        """Put one back that was taken and not bound."""
+        self._put(self._shelf(kind), slot)
+
     def adjust(self, *, room: int) -> None:
         """Start what demand asks for and end what it does not; call about once a second.
 

@@ -17,12 +17,6 @@ log = logging.getLogger(__name__)
 NODES_TRIED_MAX = 8
 #: Times that another claim may come first before the caller is told to try again.
 ROUNDS_MAX = 4
-#: How often the head is looked at while another gateway's node wakes the session.
-OTHERS_POLL_S = 0.2
-#: Whoever wakes it for longer than this may have hung or been lost: another attempt is begun beside
-#: it, and the claim decides. Each further one is waited for twice as long: where waking takes long,
-#: more attempts would make it take longer.
-OTHERS_PATIENCE_S = 5.0
 #: A node that has not woken a session by then is given up; the claim decides if both succeed.
 ACTIVATE_TIMEOUT_S = 30.0
 #: Agent versions never change; as many as one gateway plausibly serves.
@@ -143,18 +137,9 @@ class Activator:
         self, key: records.SessionKey, flight: _Flight, head: records.Head | None
     ) -> directory.Located:
         refused: set[str] = set()
-        attempt = rounds = 0
-        while rounds < ROUNDS_MAX:
+        for _ in range(ROUNDS_MAX):
             head = head or await self._store.sessions.head(key)
-            try:
-                located = await self._owner_of(head, flight, refused, attempt)
-            except errors.AlreadyWaking:
-                # No round of its own: it ends with the flight's deadline.
-                changed = await self._changes_hands(head, flight.until, attempt)
-                attempt = 0 if changed else attempt + 1
-                head = None
-                continue
-            rounds += 1
+            located = await self._owner_of(head, flight, refused)
             if located is not None:
                 self._directory.put(key, located)
                 return located
@@ -165,24 +150,12 @@ class Activator:
             tenant=key.tenant,
         )
 
-    async def _changes_hands(
-        self, head: records.Head, until: deadline.Deadline, attempt: int
-    ) -> bool:
-        """Wait for whoever wakes the session; False if that takes too long."""
-        patience = deadline.Deadline.after(self._clock, OTHERS_PATIENCE_S * 2**attempt)
-        while patience.left_s() > 0:
-            until.demand()
-            await self._clock.sleep(OTHERS_POLL_S * self._rng.uniform(0.5, 1.5))
-            if (await self._store.sessions.head(head.key)).epoch != head.epoch:
-                return True
-        return False
-
     async def _owner_of(
-        self, head: records.Head, flight: _Flight, refused: set[str], attempt: int
+        self, head: records.Head, flight: _Flight, refused: set[str]
     ) -> directory.Located | None:
         """Return the owner in office or a new one; None if the head has to be read again."""
         if head.owner is None:
-            return await self._activate(head, flight.until, refused, attempt)
+            return await self._activate(head, flight.until, refused)
         found = await self.inquiry.settle(
             head, suspect_epoch=flight.suspect_epoch, until=flight.until
         )
@@ -190,10 +163,10 @@ class Activator:
             return directory.Located(seat=protocol.seat_of(head), version=head.version)
         if found is standing.Standing.VACATED:
             return None
-        return await self._activate(head, flight.until, refused, attempt)
+        return await self._activate(head, flight.until, refused)
 
     async def _activate(
-        self, head: records.Head, until: deadline.Deadline, refused: set[str], attempt: int
+        self, head: records.Head, until: deadline.Deadline, refused: set[str]
     ) -> directory.Located | None:
         request = placement.expected(head)
         agent = await self.agent(head)
@@ -206,7 +179,7 @@ class Activator:
                 break
             _explain(head.key, decision)
             try:
-                return await self._ask(decision.node, head, agent, request, until, attempt)
+                return await self._ask(decision.node, head, agent, request, until)
             except errors.Fenced:
                 return None
             except (errors.NoCapacity, errors.NodeDraining, errors.OwnerUnreachable) as error:
@@ -236,7 +209,6 @@ class Activator:
         agent: records.AgentVersion,
         request: placement.Request,
         until: deadline.Deadline,
-        attempt: int,
     ) -> directory.Located:
         until.demand()
         placed = self._view.placed(node, request)
@@ -251,7 +223,6 @@ class Activator:
                         agent=agent,
                         # Not the caller's: who asks again after a short one finds it awake.
                         deadline_s=ACTIVATE_TIMEOUT_S,
-                        attempt=attempt,
                     ),
                     timeout_s=ACTIVATE_TIMEOUT_S,
                 )

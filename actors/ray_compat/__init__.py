@@ -11,5 +11,17 @@ from torpor.actors.ray_compat.cluster import (
     node_name,
     start_node,
 )
+from torpor.actors.ray_compat.recipe import Recipe, forked
+from torpor.actors.ray_compat.worker_starter import FORKED_BY
 
-__all__ = ["NAME_LABEL", "LocalCluster", "is_head", "join", "node_name", "start_node"]
+__all__ = [
+    "FORKED_BY",
+    "NAME_LABEL",
+    "LocalCluster",
+    "Recipe",
+    "forked",
+    "is_head",
+    "join",
+    "node_name",
+    "start_node",
+]

@@ -31,7 +31,7 @@ import msgspec
 import ray
 from ray._private import worker
 
-from torpor.actors.ray_compat import worker_starter
+from torpor.actors.ray_compat import recipe, worker_starter
 
 #: Without a request for so long it ends: its memory is some tens of megabytes.
 IDLE_S = 600.0
@@ -56,26 +56,14 @@ PRELOADED = (
 )
 
 
-class Recipe(msgspec.Struct, frozen=True, kw_only=True):
-    """What a server is made for, and what it imports."""
-
-    tenant: str
-    agent: str
-    version: int
-    #: `module:Class`.
-    import_path: str
-    #: Where modules are looked for, as in the process that asked.
-    sys_path: tuple[str, ...]
-
-
 def main(path: pathlib.Path, lock: int) -> None:
     """Import, listen, fork until the raylet is gone; `lock` is held as long as this process is."""
     os.set_inheritable(lock, False)
     failed = path.with_suffix(".failed")
     failed.unlink(missing_ok=True)
     try:
-        recipe = msgspec.json.decode(os.environ.pop(worker_starter.RECIPE), type=Recipe)
-        preload(recipe)
+        made_for = msgspec.json.decode(os.environ.pop(worker_starter.RECIPE), type=recipe.Recipe)
+        preload(made_for)
         raylet = os.pidfd_open(int(os.environ["RAY_RAYLET_PID"]))
         demand_one_thread()
         path.unlink(missing_ok=True)
@@ -91,14 +79,14 @@ def main(path: pathlib.Path, lock: int) -> None:
         path.unlink(missing_ok=True)
 
 
-def preload(recipe: Recipe) -> None:
+def preload(made_for: recipe.Recipe) -> None:
     """Import all that a session of this agent uses."""
-    for place in recipe.sys_path:
+    for place in made_for.sys_path:
         if place not in sys.path:
             sys.path.append(place)
     for name in PRELOADED:
         importlib.import_module(name)
-    importlib.import_module(recipe.import_path.partition(":")[0])
+    importlib.import_module(made_for.import_path.partition(":")[0])
 
 
 def demand_one_thread() -> None:

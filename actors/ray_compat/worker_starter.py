@@ -23,7 +23,7 @@ import time
 from collections.abc import Iterator
 from typing import Any, NoReturn
 
-#: In the runtime environment of what may be forked: JSON of `fork_server.Recipe`.
+#: In the runtime environment of what may be forked: JSON of `recipe.Recipe`.
 RECIPE = "TORPOR_FORK"
 #: Set in a process that was forked, to its server's process id.
 FORKED_BY = "TORPOR_FORKED_BY"

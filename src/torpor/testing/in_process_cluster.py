@@ -46,7 +46,6 @@ class InProcessCluster:
         #: (method, session or node), in order.
         self.calls: list[tuple[str, str]] = []
         #: Names of processes on their way up, anywhere: each is given once.
-        self.names: set[str] = set()
         #: Owners that live but do not answer: their process hangs.
         self.hung: set[records.SessionKey] = set()
         #: Awaited in each turn, for tests that need one to last.
@@ -104,16 +103,9 @@ class InProcessCluster:
         self.calls.append(("activate", node))
         here = self._answering(node)
         epoch = request.observed_epoch + 1
-        actor = protocol.session_actor_name(request.key, epoch, request.attempt)
-        if actor in self.names:
-            raise errors.AlreadyWaking(session=request.key.session)
-        self.names.add(actor)
-        try:
-            # A real activation takes long enough for others to come in between.
-            await asyncio.sleep(0)
-            return await self._wake(here, request, epoch, actor)
-        finally:
-            self.names.discard(actor)
+        # A real activation takes long enough for others to come in between.
+        await asyncio.sleep(0)
+        return await self._wake(here, request, epoch, f"{request.key}.{epoch}")
 
     async def _wake(
         self, here: Node, request: protocol.Activate, epoch: int, actor: str
