@@ -84,6 +84,7 @@ class AgentSession:
         if self._lane is not None:
             # Before the claim, since the head that it writes names the lane.
             self._lane.proof = lane_frames.proof(claim.key, claim.observed_epoch + 1, claim.nonce)
+        probes.reach(probes.Point.BOUND, session=str(claim.key), slot=str(self._spec.slot))
         spec = protocol.BootSpec(**msgspec.structs.asdict(self._spec), claim=claim)
         try:
             self._residence = await _take_up_residence(spec, equipment)

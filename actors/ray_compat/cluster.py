@@ -143,7 +143,7 @@ def join(address: str) -> None:
     except (OSError, ValueError) as error:
         raise errors.FailedPrecondition(
             f"no Ray cluster answers{f' at {named}' if named else ''}: {error}; start one with "
-            "`ray start`, or set RAY_ADDRESS to its head's address"
+            "`torpor node start --head`, or set RAY_ADDRESS to its head's address"
         ) from None
     if hasattr(ray._private.worker, "print_to_stdstream"):
         ray._private.worker.print_to_stdstream = lambda *_, **__: None

@@ -48,7 +48,7 @@ class Deployment(msgspec.Struct, frozen=True, kw_only=True):
     gateway_port_step: int = 0
     #: Session processes of one node.
     sessions_per_node_max: int = 200
-    #: Activations of one node at the same time; each costs most of a core for about a second.
+    #: Session processes that one node starts at the same time.
     activations_per_node_max: int = 4
     #: Calls in flight in one gateway.
     calls_in_flight_max: int = 1_000

@@ -106,7 +106,7 @@ class Machine:
         (self._folder / "ray_current_cluster").unlink(missing_ok=True)
         process = self.start(
             "ray-start.log",
-            *(str(TOOLS / "ray"), "start", f"--node-ip-address={self.address}"),
+            *(str(TOOLS / "torpor"), "node", "start", f"--node-ip-address={self.address}"),
             *(f"--temp-dir={self._folder}", f"--object-store-memory={_OBJECT_STORE_BYTES}"),
             *("--disable-usage-stats", *words),
             environment=environment,
