@@ -7,6 +7,7 @@ Links are made last, so nothing is ever written through one.
 A workspace that was kept is put right where it lies: what is right already is not touched.
 """
 
+import collections
 import concurrent.futures
 import contextlib
 import logging
@@ -138,6 +139,8 @@ class _Restoring:
         left_out: list[str] | None,
     ) -> None:
         self._root = root
+        #: As text: building paths of files takes longer than some files.
+        self._prefix = f"{root}{os.sep}"
         self._store = store
         self._tenant = tenant
         self._pool = pool
@@ -235,7 +238,7 @@ class _Restoring:
     def _write(self, item: tuple[str, manifest.Entry]) -> None:
         path, entry = item
         with self._sparing(path):
-            fd = os.open(self._root / path, _CREATE, 0o600)
+            fd = os.open(self._prefix + path, _CREATE, 0o600)
             try:
                 disk_files.write_pieces(fd, self._content(entry))
                 os.fchmod(fd, entry.mode)
@@ -330,14 +333,27 @@ def _existing(
 
 def _each(pool: concurrent.futures.Executor, work: Callable[[T], None], items: Iterable[T]) -> None:
     """Do `work` for each item at the same time; after an error what has not begun is not done."""
-    futures = [pool.submit(work, item) for item in items]
+    # All take from one queue: a future for each of many small files costs more than the file.
+    left, failed = collections.deque(items), threading.Event()
+
+    def take() -> None:
+        while not failed.is_set():
+            try:
+                item = left.popleft()
+            except IndexError:
+                return
+            try:
+                work(item)
+            except BaseException:
+                failed.set()
+                raise
+
+    futures = [pool.submit(take) for _ in range(min(READ_THREADS, len(left)))]
     try:
         for future in futures:
             future.result()
-    except BaseException:
-        for future in futures:
-            future.cancel()
-        raise
+    finally:
+        failed.set()
 
 
 def discard(folder: pathlib.Path) -> None:
