@@ -1,7 +1,5 @@
 """A process that has imported everything, and forks Ray workers that have so from the start.
 
-    python -m torpor.actors.ray_compat.fork_server SOCKET LOCK
-
 One serves one agent version of one tenant, for the workers of one job on one raylet: what it has
 imported, and so run, is nobody else's. It has one thread, opens no connection, and ends with its
 raylet, or when nothing was asked of it for long. A child owns nothing of its parent but memory.
@@ -56,8 +54,12 @@ PRELOADED = (
 )
 
 
-def main(path: pathlib.Path, lock: int) -> None:
-    """Import, listen, fork until the raylet is gone; `lock` is held as long as this process is."""
+def main() -> None:
+    """Import, listen, fork until the raylet is gone.
+
+    The command line names the socket, and a descriptor that is held as long as this process is.
+    """
+    path, lock = pathlib.Path(sys.argv[1]), int(sys.argv[2])
     os.set_inheritable(lock, False)
     failed = path.with_suffix(".failed")
     failed.unlink(missing_ok=True)
@@ -256,7 +258,3 @@ def _report_connection(starter: socket.socket) -> None:
         return result
 
     worker.connect = connect_and_report
-
-
-if __name__ == "__main__":
-    main(pathlib.Path(sys.argv[1]), int(sys.argv[2]))

@@ -151,7 +151,9 @@ def start_server(path: pathlib.Path, recipe: str, environment: dict[str, str], l
 
     Ray reads its settings from there when it is imported.
     """
-    command = [sys.executable, "-m", "torpor.actors.ray_compat.fork_server", str(path), str(lock)]
+    # Not as a program: its children are to find the module that they come from.
+    run = "from torpor.actors.ray_compat import fork_server; fork_server.main()"
+    command = [sys.executable, "-c", run, str(path), str(lock)]
     if os.fork():
         return
     try:

@@ -36,7 +36,7 @@ async def test_a_session_is_forked_and_leads_its_own_group(session: client.Sessi
 
 async def test_nothing_is_imported_after_the_fork(session: client.Session) -> None:
     """What a session needs its fork server has: memory is shared, and no wake waits for imports."""
-    await session.send("return 1")
+    await session.send("return str(1)")
     assert (await session.send(NEWS)).data["news"] == []
 
 
@@ -63,16 +63,16 @@ async def test_a_fork_server_that_was_killed(session: client.Session) -> None:
 
 async def test_slots_that_died_in_stock(cluster: Cluster, session: client.Session) -> None:
     """A process that is killed before it is bound is not handed out."""
-    await session.send("return 1")
+    await session.send("return str(1)")
     await session.evict()
     await _stocked(cluster)
     _empty_stock()
-    assert (await session.send("return 2")).text == "2"
+    assert (await session.send("return str(2)")).text == "2"
 
 
 async def test_two_gateways_wake_one_session(cluster: Cluster, session: client.Session) -> None:
     """Both bind a slot, one claims: the turns of both run once each, in one process."""
-    await session.send("return 1")
+    await session.send("return str(1)")
     await session.evict()
     handles = [each.sessions.handle(session.id) for each in cluster.clients[:2]]
     replies = await asyncio.gather(*(each.send(WHO) for each in handles))
