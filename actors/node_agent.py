@@ -19,6 +19,7 @@ from torpor.actors import (
     lifecycle,
     load_meter,
     protocol,
+    remains,
     slots,
 )
 from torpor.storage import keyring, local_blobs, records, redis_store, storage_proof
@@ -29,6 +30,8 @@ log = logging.getLogger(__name__)
 BEAT_S = 1.0
 #: Ray's own calls in flight: activations that wait, and everything quick.
 CONCURRENCY_MAX = 256
+#: Workspaces that were kept long enough are removed this often, and with every session that ends.
+TRIM_BEATS = 300
 #: A process whose session has ended goes by itself within this, or is killed.
 ENDED_GRACE_S = 5.0
 #: A process whose claim the store has forgotten says what else is lost within this, or is killed.
@@ -218,7 +221,9 @@ class NodeAgent:
                 # Whoever calls the session next has it buried; the node's own room is freed here.
                 log.exception("not vacated", extra={"action": "vacate_failed"})
                 break
+        await asyncio.to_thread(remains.keep, self._maker.kept, slot.folder, slot.key)
         await slots.clean(slot.folder)
+        await asyncio.to_thread(self._maker.kept.trim)
         if self._slots.get((slot.key, slot.epoch)) is slot:
             del self._slots[slot.key, slot.epoch]
         slot.close()
@@ -239,6 +244,8 @@ class NodeAgent:
                 for candidate in self._leaving(self._reading):
                     self._spawn(self._by_name(candidate.slot).ask_to_leave())
                 await self._store.nodes.publish_load(self._load(self._reading))
+                if self._beat % TRIM_BEATS == 0:
+                    self._spawn(asyncio.to_thread(self._maker.kept.trim))
             except errors.TorporError as error:
                 log.warning("beat failed: %s", error, extra={"action": "beat_failed"})
             except Exception:

@@ -12,12 +12,12 @@ from typing import Any, TypeVar
 import msgspec
 
 from torpor import definition, deployment, errors, messages
-from torpor.storage import keyring, records
+from torpor.storage import kept_workspaces, keyring, records
 
 #: Ray's namespace for everything of ours.
 NAMESPACE = "torpor"
 #: What lies in a slot's folder: the session's files, and the slot board.
-WORKSPACE = "workspace"
+WORKSPACE = kept_workspaces.WORKSPACE
 BOARD = "board"
 
 
@@ -104,6 +104,8 @@ class Activate(msgspec.Struct, frozen=True, kw_only=True):
     agent: records.AgentVersion
     #: Seconds until the caller gives up.
     deadline_s: float
+    #: What the gateway has spent on it before.
+    placement_ms: float = 0.0
 
 
 class Activated(msgspec.Struct, frozen=True, kw_only=True):
@@ -231,8 +233,8 @@ unpack_done: Callable[[bytes], Refusal | None] = msgspec.msgpack.Decoder(Refusal
 # --- node agent → session actor -------------------------------------------------------------------
 # prepare() -> Prepared | Refusal
 #     everything that can be done before it is known for which session
-# boot(records.Acquire) -> Booted | Refusal
-#     binds the process, once
+# boot(records.Acquire, laps_ms: dict[str, float]) -> Booted | Refusal
+#     binds the process, once; the laps are what the wake has taken so far
 # leave(Leave) -> Controlled | Refusal
 #     NotEvictable when something is under way
 # ping() -> int

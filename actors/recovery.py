@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 import msgspec
 
 from torpor import definition, errors, loss, messages
-from torpor.actors import agent_thread, output, ownership, turn_context
+from torpor.actors import agent_thread, output, ownership, stopwatch, turn_context
 from torpor.storage import (
     blobs,
     digests,
@@ -81,7 +81,10 @@ class Waking:
         self.snapshotter = snapshot.Snapshotter(workspace, blobs, self._key.tenant, quota_bytes)
 
     async def wake(
-        self, acquired: records.Acquired, make: Callable[[], definition.Agent]
+        self,
+        acquired: records.Acquired,
+        make: Callable[[], definition.Agent],
+        watch: stopwatch.Stopwatch,
     ) -> agent_thread.AgentThread:
         """Bring files and state back and make them true; `make` makes an agent that has no state.
 
@@ -92,12 +95,14 @@ class Waking:
             Fenced, StoreUnavailable, StorageFull
         """
         found = await self._bring_back(acquired)
+        watch.lap("restore")
         # The files come first: loading the state may look for them.
         os.chdir(self._workspace)
         thread = agent_thread.AgentThread()
         payload = found.payload
         await thread.wake(make if payload is None else functools.partial(state.load, payload))
         self.snapshotter.adopt(found.tree)
+        watch.lap("load")
         if found.error is not None:
             await self._make_true(found, found.error, thread)
         return thread

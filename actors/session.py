@@ -29,6 +29,7 @@ from torpor.actors import (
     recovery,
     residence,
     slot_board,
+    stopwatch,
 )
 from torpor.storage import local_blobs, records, redis_store, snapshot
 
@@ -65,7 +66,9 @@ class AgentSession:
         forked = ray_compat.FORKED_BY in os.environ
         return protocol.Prepared(pid=os.getpid(), lane=lane, forked=forked)
 
-    async def boot(self, claim: records.Acquire) -> protocol.Booted | protocol.Refusal:
+    async def boot(
+        self, claim: records.Acquire, laps_ms: dict[str, float]
+    ) -> protocol.Booted | protocol.Refusal:
         """Claim the session and load it; on a refusal nothing is owned and the process ends.
 
         A process is bound once, whatever becomes of it.
@@ -74,12 +77,12 @@ class AgentSession:
             return protocol.refuse(errors.Fenced("this process was bound before"))
         self._bound = True
         try:
-            return await self._boot(claim, self._equipment)
+            return await self._boot(claim, self._equipment, stopwatch.Stopwatch(laps_ms))
         finally:
             self._booted.set()
 
     async def _boot(
-        self, claim: records.Acquire, equipment: "Equipment"
+        self, claim: records.Acquire, equipment: "Equipment", watch: stopwatch.Stopwatch
     ) -> protocol.Booted | protocol.Refusal:
         if self._lane is not None:
             # Before the claim, since the head that it writes names the lane.
@@ -87,7 +90,7 @@ class AgentSession:
         probes.reach(probes.Point.BOUND, session=str(claim.key), slot=str(self._spec.slot))
         spec = protocol.BootSpec(**msgspec.structs.asdict(self._spec), claim=claim)
         try:
-            self._residence = await _take_up_residence(spec, equipment)
+            self._residence = await _take_up_residence(spec, equipment, watch)
         except errors.TorporError as error:
             self._end()
             return protocol.refuse(error)
@@ -244,10 +247,12 @@ async def _equip(spec: protocol.SlotSpec) -> Equipment:
     return made
 
 
-async def _take_up_residence(spec: protocol.BootSpec, equipment: Equipment) -> residence.Residence:
+async def _take_up_residence(
+    spec: protocol.BootSpec, equipment: Equipment, watch: stopwatch.Stopwatch
+) -> residence.Residence:
     """Claim and load: what can fail before the claim comes before it."""
     key, place = spec.claim.key, spec.deployment
-    make, store, blobs = equipment
+    store, blobs = equipment.store, equipment.blobs
     board = slot_board.SlotBoard(spec.slot / protocol.BOARD, os.getpid())
     captures = output.Captures(
         output.SessionLog(output.log_folder(place.storage, key), spec.claim.observed_epoch + 1)
@@ -256,8 +261,9 @@ async def _take_up_residence(spec: protocol.BootSpec, equipment: Equipment) -> r
         store=store, blobs=blobs, keys=spec.keys, clock=clock.SystemClock(), agent=spec.agent
     )
     acquired = await owned.claim(spec.claim)
+    watch.lap("acquire")
     try:
-        thread, snapshotter = await _load(spec, owned, acquired, make, store, blobs)
+        thread, snapshotter = await _load(spec, owned, acquired, equipment, watch)
     except BaseException:
         await owned.abandon()
         board.show(lifecycle.Phase.ENDED)
@@ -273,6 +279,7 @@ async def _take_up_residence(spec: protocol.BootSpec, equipment: Equipment) -> r
         settings=spec.agent.settings,
         spec=spec,
         clock=clock.SystemClock(),
+        watch=watch,
     )
 
 
@@ -280,19 +287,18 @@ async def _load(
     spec: protocol.BootSpec,
     owned: ownership.Ownership,
     acquired: records.Acquired,
-    make: type[definition.Agent],
-    store: redis_store.RedisStore,
-    blobs: local_blobs.LocalBlobStore,
+    equipment: Equipment,
+    watch: stopwatch.Stopwatch,
 ) -> tuple[agent_thread.AgentThread, snapshot.Snapshotter]:
     session = str(spec.claim.key)
     probes.reach(probes.Point.RESTORE_BEFORE, session=session)
     waking = recovery.Waking(
         owned,
-        store,
-        blobs,
+        equipment.store,
+        equipment.blobs,
         spec.slot / protocol.WORKSPACE,
         spec.agent.settings.workspace_quota_bytes,
     )
-    thread = await waking.wake(acquired, make)
+    thread = await waking.wake(acquired, equipment.make, watch)
     probes.reach(probes.Point.RESTORE_AFTER, session=session, version=owned.head.version)
     return thread, waking.snapshotter

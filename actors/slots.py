@@ -21,8 +21,9 @@ from torpor.actors import (
     session,
     slot_board,
     slot_stock,
+    stopwatch,
 )
-from torpor.storage import keyring, records, store
+from torpor.storage import kept_workspaces, keyring, records, store
 
 log = logging.getLogger(__name__)
 
@@ -184,6 +185,9 @@ class SlotMaker:
         self.stock: slot_stock.Stock[Slot] = slot_stock.Stock(
             self.start, clock.SystemClock(), starts_max=place.activations_per_node_max
         )
+        self.kept = kept_workspaces.KeptWorkspaces(
+            place.scratch / node_name / "kept", clock.SystemClock()
+        )
         self._told: set[tuple[str, str, int]] = set()
         # Wrapped once: wrapping again would export the class to the cluster again.
         self._actor_class: Any = ray.remote(session.AgentSession)
@@ -203,8 +207,11 @@ class SlotMaker:
             TorporError: what the boot was refused with; the process is gone or about to be.
         """
         kind = slot_stock.Kind(tenant=request.key.tenant, agent=request.agent)
+        watch = stopwatch.Stopwatch({"placement": request.placement_ms})
         slot = await self._take(kind, request)
         slot.bind(request.key, request.observed_epoch + 1, nonce, on_death)
+        await asyncio.to_thread(self.kept.take, request.key, slot.folder)
+        watch.lap("slot")
         claim = records.Acquire(
             key=request.key,
             observed_epoch=request.observed_epoch,
@@ -215,7 +222,7 @@ class SlotMaker:
             nonce=nonce,
         )
         with _failures(str(request.key)):
-            boot = slot.handle.boot.remote(claim)
+            boot = slot.handle.boot.remote(claim, watch.laps_ms)
             try:
                 protocol.accept(await asyncio.wait_for(boot, request.deadline_s))
             except BaseException:
@@ -313,6 +320,7 @@ class SlotMaker:
         """Remove what earlier incarnations of this node left: processes first, then folders."""
         for folder in sorted(self._root.glob("*")):
             await clean(folder)
+        await asyncio.to_thread(self.kept.clean_leftovers)
         await asyncio.to_thread(lane_address.clean_leftovers, lane_address.sockets_folder())
 
 

@@ -5,6 +5,7 @@ import collections
 import contextlib
 import logging
 import random
+import time
 
 from torpor import clock, errors
 from torpor.actors import calls, protocol
@@ -32,6 +33,7 @@ class _Flight:
 
     def __init__(self, until: deadline.Deadline) -> None:
         self.until = until
+        self.began_s = time.monotonic()
         self.suspect_epoch = 0
         self.task: asyncio.Task[directory.Located]
 
@@ -45,16 +47,16 @@ class Activator:
         reach: calls.Calls,
         view: cluster_view.ClusterView,
         hints: directory.Directory,
-        time: clock.Clock,
+        ticks: clock.Clock,
         rng: random.Random,
     ) -> None:
         self._store = stored
         self._calls = reach
         self._view = view
         self._directory = hints
-        self._clock = time
+        self._clock = ticks
         self._rng = rng
-        self.inquiry = standing.Inquiry(stored.nodes, reach, time, rng)
+        self.inquiry = standing.Inquiry(stored.nodes, reach, ticks, rng)
         self._agents: lru.Lru[tuple[str, str, int], records.AgentVersion] = lru.Lru(AGENTS_KEPT_MAX)
         self._flights: dict[records.SessionKey, _Flight] = {}
 
@@ -155,7 +157,7 @@ class Activator:
     ) -> directory.Located | None:
         """Return the owner in office or a new one; None if the head has to be read again."""
         if head.owner is None:
-            return await self._activate(head, flight.until, refused)
+            return await self._activate(head, flight, refused)
         found = await self.inquiry.settle(
             head, suspect_epoch=flight.suspect_epoch, until=flight.until
         )
@@ -163,10 +165,10 @@ class Activator:
             return directory.Located(seat=protocol.seat_of(head), version=head.version)
         if found is standing.Standing.VACATED:
             return None
-        return await self._activate(head, flight.until, refused)
+        return await self._activate(head, flight, refused)
 
     async def _activate(
-        self, head: records.Head, until: deadline.Deadline, refused: set[str]
+        self, head: records.Head, flight: _Flight, refused: set[str]
     ) -> directory.Located | None:
         request = placement.expected(head)
         agent = await self.agent(head)
@@ -179,7 +181,7 @@ class Activator:
                 break
             _explain(head.key, decision)
             try:
-                return await self._ask(decision.node, head, agent, request, until)
+                return await self._ask(decision.node, head, agent, request, flight)
             except errors.Fenced:
                 return None
             except (errors.NoCapacity, errors.NodeDraining, errors.OwnerUnreachable) as error:
@@ -208,9 +210,9 @@ class Activator:
         head: records.Head,
         agent: records.AgentVersion,
         request: placement.Request,
-        until: deadline.Deadline,
+        flight: _Flight,
     ) -> directory.Located:
-        until.demand()
+        flight.until.demand()
         placed = self._view.placed(node, request)
         try:
             async with self._view.office.during(node, self._view.incarnation(node)):
@@ -223,6 +225,7 @@ class Activator:
                         agent=agent,
                         # Not the caller's: who asks again after a short one finds it awake.
                         deadline_s=ACTIVATE_TIMEOUT_S,
+                        placement_ms=round((time.monotonic() - flight.began_s) * 1000, 2),
                     ),
                     timeout_s=ACTIVATE_TIMEOUT_S,
                 )

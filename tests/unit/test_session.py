@@ -99,7 +99,7 @@ async def test_calls_during_the_boot_await_its_end(
 
     monkeypatch.setattr(session, "_take_up_residence", load)
     process, claim = await prepared()
-    booting = asyncio.create_task(process.boot(claim))
+    booting = asyncio.create_task(process.boot(claim, {}))
     early = asyncio.create_task(process.deliver(DELIVER))
     drain = asyncio.create_task(process.drain_inbox(EPOCH))
     await asyncio.sleep(0)
@@ -121,7 +121,7 @@ async def test_the_lane_listens_before_the_claim(monkeypatch: pytest.MonkeyPatch
     go = asyncio.Event()
     heads: list[records.Owner] = []
 
-    async def load(spec: protocol.BootSpec, _: object) -> Resident:
+    async def load(spec: protocol.BootSpec, *_: object) -> Resident:
         heads.append(spec.claim.owner)
         await go.wait()
         return Resident()
@@ -130,7 +130,7 @@ async def test_the_lane_listens_before_the_claim(monkeypatch: pytest.MonkeyPatch
     with tempfile.TemporaryDirectory(dir="/tmp", prefix="t") as folder:
         monkeypatch.setattr(lane_address, "sockets_folder", lambda: pathlib.Path(folder, "lanes"))
         process, claim = await prepared(msgspec.structs.replace(SPEC, host="127.0.0.1"))
-        booting = asyncio.create_task(process.boot(claim))
+        booting = asyncio.create_task(process.boot(claim, {}))
         await lane_owner.until(lambda: heads)
         seat = protocol.Seat(key=CLAIM.key, epoch=EPOCH, nonce="n", owner=heads[0])
         way = await lane.Lane.open(seat, same_node=True, on_end=lambda _: None)
@@ -157,14 +157,14 @@ async def test_a_process_that_cannot_listen_works_without(
     """Nobody may listen at an address of another machine; and a boot that fails leaves nothing."""
     named: list[str] = []
 
-    async def fail(spec: protocol.BootSpec, _: object) -> Resident:
+    async def fail(spec: protocol.BootSpec, *_: object) -> Resident:
         named.append(spec.claim.owner.lane)
         raise errors.CheckpointCorrupt
 
     monkeypatch.setattr(session, "_take_up_residence", fail)
     monkeypatch.setattr(lane_address, "sockets_folder", lambda: tmp_path / ("x" * 60))
     process, claim = await prepared(msgspec.structs.replace(SPEC, host=host))
-    answer = await process.boot(claim)
+    answer = await process.boot(claim, {})
     assert isinstance(answer, protocol.Refusal)
     assert answer.reason == errors.CheckpointCorrupt.reason
     assert bool(named[0]) == (host == "127.0.0.1")
@@ -182,7 +182,7 @@ async def test_a_process_is_bound_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(session, "_take_up_residence", fail)
     process, claim = await prepared()
-    first, second = await process.boot(claim), await process.boot(claim)
+    first, second = await process.boot(claim, {}), await process.boot(claim, {})
     assert isinstance(first, protocol.Refusal)
     assert isinstance(second, protocol.Refusal)
     assert (first.reason, second.reason) == (
