@@ -100,7 +100,6 @@ class AgentSession:
             return protocol.refuse(
                 errors.ActivationFailed(f"the session could not be loaded: {error!r}")
             )
-        self._residence.put(protocol.DrainInbox())
         self._living = asyncio.create_task(self._live(self._residence))
         return protocol.Booted(epoch=self._residence.epoch)
 
@@ -268,7 +267,7 @@ async def _take_up_residence(
         await owned.abandon()
         board.show(lifecycle.Phase.ENDED)
         raise
-    return residence.Residence(
+    made = residence.Residence(
         owned=owned,
         thread=thread,
         snapshotter=snapshotter,
@@ -281,6 +280,10 @@ async def _take_up_residence(
         clock=clock.SystemClock(),
         watch=watch,
     )
+    if acquired.inbox:
+        # What is accepted from now on is followed by a call that says so.
+        made.put(protocol.DrainInbox())
+    return made
 
 
 async def _load(

@@ -210,7 +210,8 @@ class SlotMaker:
         watch = stopwatch.Stopwatch({"placement": request.placement_ms})
         slot = await self._take(kind, request)
         slot.bind(request.key, request.observed_epoch + 1, nonce, on_death)
-        await asyncio.to_thread(self.kept.take, request.key, slot.folder)
+        if request.key in self.kept:
+            await asyncio.to_thread(self.kept.take, request.key, slot.folder)
         watch.lap("slot")
         claim = records.Acquire(
             key=request.key,

@@ -67,6 +67,10 @@ class KeptWorkspaces:
             self._kept[key] = head
         return True
 
+    def __contains__(self, key: records.SessionKey) -> bool:
+        """Whether something is kept of a session; does not block."""
+        return key in self._kept
+
     def take(self, key: records.SessionKey, slot: pathlib.Path) -> bool:
         """Move the session's workspace into a new slot, where `put_back` looks at it."""
         with self._lock:
