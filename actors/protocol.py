@@ -44,9 +44,12 @@ def accept(answer: T | Refusal) -> T:
     return answer
 
 
-def slot_actor_name(node: str, slot: str) -> str:
-    """Return the Ray name of the actor that is a node's slot, before and after it is bound."""
-    return f"slot/{node}/{slot}"
+def slot_actor_name(node: str, nonce: str) -> str:
+    """Return the Ray name of the actor that is a node's slot, before and after it is bound.
+
+    Short, for the head names it: see `torpor.storage.record_codec`.
+    """
+    return f"slot/{node[:12]}/{nonce[:12]}"
 
 
 def node_agent_name(node: str) -> str:

@@ -258,8 +258,9 @@ class SlotMaker:
             ActivationFailed: it did not come up.
             AgentImportFailed, StoreUnavailable, StoreBelowDurability
         """
-        name = f"{kind.tenant}.{kind.agent.name}.{kind.agent.version}.{ids.nonce()[:12]}"
-        actor = protocol.slot_actor_name(self._node, name)
+        nonce = ids.nonce()
+        name = f"{kind.tenant}.{kind.agent.name}.{kind.agent.version}.{nonce[:12]}"
+        actor = protocol.slot_actor_name(self._node, nonce)
         slot = Slot(kind, actor, self._root / name)
         with _failures(kind.agent.name):
             try:
