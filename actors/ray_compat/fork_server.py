@@ -61,6 +61,8 @@ def main() -> None:
     """
     path, lock = pathlib.Path(sys.argv[1]), int(sys.argv[2])
     os.set_inheritable(lock, False)
+    # `-c` looks into the current folder first, which in a child is the session's workspace.
+    sys.path[:] = [place for place in sys.path if place]
     failed = path.with_suffix(".failed")
     failed.unlink(missing_ok=True)
     try:
@@ -152,20 +154,22 @@ class Server:
         descriptors: list[int] = []
         with starter:
             starter.settimeout(REQUEST_TIMEOUT_S)
+            demand_one_thread()
             try:
                 frame, descriptors = worker_starter.receive(starter, 3)
                 request = json.loads(frame)
+                child = os.fork()
             except (OSError, ValueError, EOFError):
-                return  # it has given up, and started the worker itself
-            demand_one_thread()
-            child = os.fork()
+                # It has given up, or the machine has no room for a fork: it starts the worker.
+                child = -1
             if child == 0:
                 selector.close()
                 self._listener.close()
                 for descriptor in self._owned:
                     os.close(descriptor)
                 become_worker(request, descriptors, starter, self._program)
-            self._children.add(child)
+            if child > 0:
+                self._children.add(child)
         for descriptor in descriptors:
             os.close(descriptor)
 
@@ -189,7 +193,8 @@ def become_worker(
         os.setsid()
         signal.set_wakeup_fd(-1)
         worker_starter.send(starter, str(os.getpid()).encode(), [])
-        for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGPIPE):
+        # SIGPIPE stays ignored, as in every Python process: else a peer's end would be its own.
+        for number in (signal.SIGCHLD, signal.SIGTERM):
             signal.signal(number, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.default_int_handler)
         for target, descriptor in enumerate(descriptors):

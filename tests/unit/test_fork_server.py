@@ -39,6 +39,7 @@ print(json.dumps({
     "environment": dict(os.environ), "folder": os.getcwd(), "arguments": sys.argv,
     "leader": os.getsid(0) == os.getpid(), "name": __name__,
     "sigterm": signal.getsignal(signal.SIGTERM) == signal.SIG_DFL,
+    "sigpipe": signal.getsignal(signal.SIGPIPE) == signal.SIG_IGN,
     "descriptors": sorted(int(name) for name in os.listdir("/proc/self/fd")),
 }))
 """
@@ -114,6 +115,7 @@ def test_a_child_is_what_the_raylet_would_have_started(
     assert (child["folder"], child["arguments"]) == (str(tmp_path), ["worker.py", "--node"])
     assert child["leader"]
     assert child["sigterm"]
+    assert child["sigpipe"]
     assert child["name"] == "__main__"
     # Its own three, the connection to the starter, and the folder being listed.
     descriptors = child["descriptors"]
@@ -208,6 +210,27 @@ def test_a_server_that_cannot_start_is_not_waited_for(
             pass
 
 
+def test_the_current_folder_is_no_place_to_import_from(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A child's is the session's workspace, where files lie that others have sent."""
+    monkeypatch.setattr(worker_starter.tempfile, "gettempdir", lambda: str(tmp_path))
+    told = tmp_path / "told.json"
+    (tmp_path / "teller.py").write_text(
+        f"import json, sys; json.dump(sys.path, open({str(told)!r}, 'w'))"
+    )
+    recipe = {"tenant": "t", "agent": "a", "version": 1, "import_path": "teller:A"}
+    recipe_text = json.dumps(recipe | {"sys_path": [str(tmp_path)]})
+    environment = dict(os.environ) | {"RAY_RAYLET_PID": str(os.getpid())}
+    with worker_starter.connected(recipe_text, environment) as server:
+        pid = _server_pid(server)
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    path = json.loads(told.read_text())
+    assert str(tmp_path) in path
+    assert "" not in path
+
+
 def test_starters_share_one_server(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The second finds the server of the first, and after its death a new one is started."""
     monkeypatch.setattr(worker_starter.tempfile, "gettempdir", lambda: str(tmp_path))
@@ -218,11 +241,15 @@ def test_starters_share_one_server(tmp_path: pathlib.Path, monkeypatch: pytest.M
     pids = []
     for _ in range(3):
         with worker_starter.connected(recipe, environment) as server:
-            option = server.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
-            pids.append(int.from_bytes(option[:4], sys.byteorder))
+            pids.append(_server_pid(server))
         if len(pids) == 2:
             os.kill(pids[0], signal.SIGKILL)
             os.waitpid(pids[0], 0)
     os.kill(pids[2], signal.SIGKILL)
     os.waitpid(pids[2], 0)
     assert pids[0] == pids[1] != pids[2]
+
+
+def _server_pid(server: socket.socket) -> int:
+    option = server.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+    return int.from_bytes(option[:4], sys.byteorder)
