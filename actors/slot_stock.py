@@ -122,15 +122,18 @@ class Stock(Generic[S]):
 
         Raises:
             NoCapacity: as many wait as may.
+            NodeDraining: the stock is closed.
             what starting one raises
         """
+        if self._closed:
+            raise errors.NodeDraining
         shelf = self._shelf(kind)
         shelf.taken_s.append(self._clock.monotonic_s())
-        while shelf.ready:
+        self._bury(shelf)
+        if shelf.ready:
             slot = shelf.ready.popleft()
-            if slot.lives:
-                self._pump()
-                return slot
+            self._pump()
+            return slot
         if self.waiting >= WAITING_MAX:
             raise errors.NoCapacity(f"{WAITING_MAX} sessions wait for a slot of this node")
         waiter: asyncio.Future[S] = asyncio.get_running_loop().create_future()
@@ -164,8 +167,7 @@ class Stock(Generic[S]):
         now_s = self._clock.monotonic_s()
         excess = len(self) - max(0, room)
         for name, shelf in list(self._shelves.items()):
-            while shelf.ready and not shelf.ready[0].lives:
-                shelf.ready.popleft()
+            excess -= self._bury(shelf)
             surplus = max(len(shelf.ready) - shelf.wanted(now_s), min(excess, len(shelf.ready)))
             for _ in range(surplus):
                 self._spawn(shelf.ready.pop().discard())
@@ -183,7 +185,11 @@ class Stock(Generic[S]):
                     waiter.set_exception(errors.NodeDraining())
         ready = [slot for shelf in self._shelves.values() for slot in shelf.ready]
         self._shelves.clear()
-        await asyncio.gather(*(slot.discard() for slot in ready))
+        ended = await asyncio.gather(*(slot.discard() for slot in ready), return_exceptions=True)
+        for error in ended:
+            if error is not None:
+                # The others end all the same, and who closes goes on.
+                log.error("not ended: %r", error, extra={"action": "task_failed"})
 
     def _shelf(self, kind: Kind) -> _Shelf[S]:
         if kind.name not in self._shelves:
@@ -191,6 +197,14 @@ class Stock(Generic[S]):
         if kind.tenant not in self._turns:
             self._turns.append(kind.tenant)
         return self._shelves[kind.name]
+
+    def _bury(self, shelf: _Shelf[S]) -> int:
+        """Remove what dead slots have left; returns how many there were."""
+        dead = [slot for slot in shelf.ready if not slot.lives]
+        for slot in dead:
+            shelf.ready.remove(slot)
+            self._spawn(slot.discard())
+        return len(dead)
 
     def _pump(self) -> None:
         """Begin as many starts as may run: first for who waits, tenant after tenant."""

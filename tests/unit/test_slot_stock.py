@@ -120,11 +120,32 @@ async def test_a_slot_is_handed_out_once(stock: slot_stock.Stock[Process], start
 async def test_a_dead_slot_is_not_handed_out(
     stock: slot_stock.Stock[Process], starts: Starts
 ) -> None:
-    """A process that ended in stock is passed over."""
+    """A process that ended in stock is passed over, and what it left is removed."""
     await filled(stock, starts)
-    for made in starts.made:
+    dead = list(starts.made[1:])
+    for made in dead:
         made.lives = False
     assert (await stock.take(kind())).lives
+
+    async def removed() -> bool:
+        return all(made.discarded for made in dead)
+
+    await eventually.assert_eventually(removed)
+
+
+async def test_a_dead_slot_makes_room_for_another(
+    stock: slot_stock.Stock[Process], starts: Starts
+) -> None:
+    """One that ended behind others in stock is replaced without anybody asking."""
+    await filled(stock, starts)
+    dead, before = starts.made[-1], len(stock)
+    dead.lives = False
+    stock.adjust(room=ROOM)
+
+    async def replaced() -> bool:
+        return dead.discarded and stock.starting == 0 and len(stock) == before
+
+    await eventually.assert_eventually(replaced)
 
 
 async def test_tenants_take_turns(stock: slot_stock.Stock[Process], starts: Starts) -> None:
@@ -221,6 +242,8 @@ async def test_a_stock_that_closes_ends_all(
     await stock.close()
     with pytest.raises(errors.NodeDraining):
         await waiting[0]
+    with pytest.raises(errors.NodeDraining):
+        await stock.take(kind())
     starts.let(10)
 
     async def ended() -> bool:
