@@ -13,6 +13,9 @@ from torpor.actors import lane_address, lane_frames, protocol
 OPEN_TIMEOUT_S = 1.0
 #: Twice what its owner works on: whoever comes then would be refused there, too.
 CALLS_MAX = 256
+#: What an owner that reads nothing may leave unsent: also calls whose callers have given up are in
+#: it, so `CALLS_MAX` does not bound it.
+UNSENT_BYTES_MAX = 2 * lane_frames.CALL_BYTES_MAX
 
 
 class Lane(asyncio.Protocol):
@@ -74,6 +77,8 @@ class Lane(asyncio.Protocol):
             raise self._broke()
         if len(self._waiting) >= CALLS_MAX:
             raise errors.MailboxFull(f"{CALLS_MAX} calls of this gateway wait for the session")
+        if self._transport.get_write_buffer_size() > UNSENT_BYTES_MAX:
+            raise errors.MailboxFull("the session's process does not read what it is sent")
         number = next(self._numbers) % (1 << 32)
         answer: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
         self._waiting[number] = answer

@@ -37,7 +37,9 @@ def keep(
 
 
 def _has_children() -> bool:
-    return any(path.read_bytes() for path in _PROC.glob("self/task/*/children"))
+    threads = list(_PROC.glob("self/task/*/children"))
+    # A kernel that does not tell of children must not be taken for one that says there are none.
+    return not threads or any(path.read_bytes() for path in threads)
 
 
 def _maps_for_writing(workspace: pathlib.Path) -> bool:

@@ -204,6 +204,22 @@ async def test_calls_that_wait_are_bounded(
     way.close()
 
 
+async def test_what_is_not_read_is_bounded(
+    owner: lane_owner.LaneOwner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An owner that hangs does not fill the gateway's memory with calls that were given up."""
+    monkeypatch.setattr(lane, "UNSENT_BYTES_MAX", 1 << 20)
+    way = await open_lane(owner)
+    (connection,) = owner.server.connections
+    connection._transport.pause_reading()
+    for _ in range(8):
+        with pytest.raises((errors.OwnerUnreachable, errors.MailboxFull)) as caught:
+            await way.call(DELIVER, bytes(1 << 20), timeout_s=0.0)
+    assert caught.type is errors.MailboxFull
+    assert way._transport.get_write_buffer_size() <= 3 << 20
+    way.close()
+
+
 async def test_a_connection_that_breaks_leaves_the_outcome_open(
     owner: lane_owner.LaneOwner,
 ) -> None:

@@ -97,6 +97,17 @@ def test_a_child_that_lives_keeps_the_workspace_from_being_kept(
     assert kept_description.head(slot) is None
 
 
+def test_a_kernel_that_does_not_tell_of_children_keeps_the_workspace_from_being_kept(
+    slot: pathlib.Path,
+    tree: workspace_tree.Folder,
+    tmp_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Nothing is known then, and nothing is trusted."""
+    monkeypatch.setattr(remains, "_PROC", tmp_path / "proc")
+    assert not remains.leave(slot, KEY, tree, 0)
+
+
 @pytest.mark.usefixtures("_alone")
 @pytest.mark.parametrize("access", [mmap.ACCESS_WRITE, mmap.ACCESS_READ])
 def test_a_file_mapped_for_writing_keeps_the_workspace_from_being_kept(
