@@ -90,16 +90,25 @@ class KeptWorkspaces:
             self._drop(key)
 
     def trim(self) -> None:
-        """Remove what is beyond the bounds, the least recently used first, and free the disk."""
+        """Remove what is beyond the bounds, the least recently used first, and free the disk.
+
+        What the disk refuses is tried again the next time.
+        """
+        try:
+            self._trim()
+        except OSError as error:
+            log.warning("not trimmed: %s", error, extra={"action": "not_trimmed"})
+
+    def _trim(self) -> None:
         with self._lock:
             budget = self._budget_bytes()
             used = sum(head.disk_bytes for head in self._kept.values())
             oldest_ms = self._clock.now_ms() - KEPT_MS
             for key, head in list(self._kept.items()):
-                if used <= budget and len(self._kept) <= SESSIONS_MAX and head.at_ms > oldest_ms:
-                    break
-                used -= head.disk_bytes
-                self._drop(key)
+                # One that came back from a slot that had not touched it is older than its place.
+                if used > budget or len(self._kept) > SESSIONS_MAX or head.at_ms <= oldest_ms:
+                    used -= head.disk_bytes
+                    self._drop(key)
         trash = self._root / _TRASH
         for folder in trash.iterdir() if trash.exists() else ():
             _remove(folder)
@@ -134,9 +143,14 @@ class KeptWorkspaces:
     def _discard(self, place: pathlib.Path) -> None:
         """Take a folder out of the way; removing its files may take long, and is `trim`'s work."""
         trash = self._root / _TRASH
-        trash.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with contextlib.suppress(FileNotFoundError):
+        try:
+            trash.mkdir(mode=0o700, parents=True, exist_ok=True)
             place.rename(trash / os.urandom(8).hex())
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            # What cannot be moved away is in the way of what is kept next, and of nothing else.
+            log.warning("%s stays: %s", place, error, extra={"action": "not_discarded"})
 
 
 def put_back(

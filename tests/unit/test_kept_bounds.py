@@ -105,6 +105,35 @@ def test_what_nobody_used_for_a_day_goes(
     assert not kept.take(KEY, _slot(tmp_path, "new"))
 
 
+def test_what_came_back_unused_is_no_younger(
+    kept: kept_workspaces.KeptWorkspaces,
+    store: workspaces.RecordingBlobs,
+    tmp_path: pathlib.Path,
+    time_source: clock.FakeClock,
+) -> None:
+    """It goes when its day is over, also if one that was kept before it stays."""
+    other = records.SessionKey("acme", "two")
+    for key, age_ms in ((other, 0), (KEY, kept_workspaces.KEPT_MS)):
+        slot = _slot(tmp_path, key.session)
+        _leave(slot, store, key=key, at_ms=time_source.now_ms() - age_ms)
+        kept.keep(slot, key)
+    kept.trim()
+    assert not kept.take(KEY, _slot(tmp_path, "a"))
+    assert kept.take(other, _slot(tmp_path, "b"))
+
+
+def test_a_disk_that_refuses_keeps_nothing_and_harms_nobody(
+    store: workspaces.RecordingBlobs, tmp_path: pathlib.Path, time_source: clock.FakeClock
+) -> None:
+    """The node goes on with what comes after a death, whatever its disk says."""
+    slot = _slot(tmp_path, "old")
+    _leave(slot, store)
+    (tmp_path / "kept").write_text("no folder")
+    kept = kept_workspaces.KeptWorkspaces(tmp_path / "kept", time_source)
+    assert not kept.keep(slot, KEY)
+    kept.trim()
+
+
 def test_a_new_life_takes_stock(
     kept: kept_workspaces.KeptWorkspaces,
     store: workspaces.RecordingBlobs,
