@@ -210,9 +210,6 @@ class SlotMaker:
         watch = stopwatch.Stopwatch({"placement": request.placement_ms})
         slot = await self._take(kind, request)
         slot.bind(request.key, request.observed_epoch + 1, nonce, on_death)
-        if request.key in self.kept:
-            await asyncio.to_thread(self.kept.take, request.key, slot.folder)
-        watch.lap("slot")
         claim = records.Acquire(
             key=request.key,
             observed_epoch=request.observed_epoch,
@@ -223,8 +220,11 @@ class SlotMaker:
             nonce=nonce,
         )
         with _failures(str(request.key)):
-            boot = slot.handle.boot.remote(claim, watch.laps_ms)
             try:
+                if request.key in self.kept:
+                    await asyncio.to_thread(self.kept.take, request.key, slot.folder)
+                watch.lap("slot")
+                boot = slot.handle.boot.remote(claim, watch.laps_ms)
                 protocol.accept(await asyncio.wait_for(boot, request.deadline_s))
             except BaseException:
                 # Nobody else gets it, whatever it has done by now.
