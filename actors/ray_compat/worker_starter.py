@@ -52,17 +52,16 @@ class NotForked(Exception):
 
 def main(arguments: list[str]) -> NoReturn:
     """Start the worker that the command line describes."""
-    recipe, environment, rest = parse(arguments, dict(os.environ))
-    if recipe:
-        try:
+    try:
+        recipe, environment, rest = parse(arguments, dict(os.environ))
+        if recipe:
             fork(recipe, environment, rest)
-        except (NotForked, OSError, ValueError) as error:
-            # Standard error is the worker's log; the node's agent says it once in the service's.
-            sys.stderr.write(f"torpor: not forked: {error}\n")
-            sys.stderr.flush()
-        else:
             os._exit(0)
-    os.execv(sys.executable, [sys.executable, stock_starter(rest), *arguments])  # noqa: S606
+    except Exception as error:
+        # Standard error is the worker's log; the node's agent says it once in the service's.
+        sys.stderr.write(f"torpor: not forked: {type(error).__name__}: {error}\n")
+        sys.stderr.flush()
+    os.execv(sys.executable, [sys.executable, stock_starter(arguments), *arguments])  # noqa: S606
 
 
 def parse(
@@ -113,7 +112,7 @@ def fork(recipe: str, environment: dict[str, str], arguments: list[str]) -> None
             child = int(answer)
             if server.recv(1) == CONNECTED:
                 return
-        except (TimeoutError, ValueError, EOFError) as error:
+        except (OSError, ValueError, EOFError) as error:
             reason = f"{type(error).__name__} {error}"
         else:
             reason = "it ended"
@@ -141,7 +140,10 @@ def connected(recipe: str, environment: dict[str, str]) -> Iterator[socket.socke
                     # The lock goes to the server, and with its end.
                     start_server(path, recipe, environment, lock.fileno())
             if time.monotonic() > ends_s:
-                raise NotForked(f"no fork server within {SERVER_TIMEOUT_S:g} s")
+                reason = f"no fork server within {SERVER_TIMEOUT_S:g} s"
+                # Each that waits so long holds a start-up place, which other agents lack.
+                path.with_suffix(".failed").write_text(reason)
+                raise NotForked(reason)
             time.sleep(_LOOK_EVERY_S)
         yield server
 

@@ -210,6 +210,35 @@ def test_a_server_that_cannot_start_is_not_waited_for(
             pass
 
 
+def test_a_server_that_hangs_is_waited_for_once(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An agent whose import does not end keeps the raylet's start-up places for one start only."""
+    monkeypatch.setattr(worker_starter.tempfile, "gettempdir", lambda: str(tmp_path))
+    monkeypatch.setattr(worker_starter, "SERVER_TIMEOUT_S", 0.0)
+    started = []
+    monkeypatch.setattr(worker_starter, "start_server", lambda *asked: started.append(asked))
+    for _ in range(2):
+        with (
+            pytest.raises(worker_starter.NotForked, match="no fork server within"),
+            worker_starter.connected("{}", {}),
+        ):
+            pass
+    assert len(started) == 1
+
+
+@pytest.mark.parametrize("context", ["no JSON", '{"env_vars": {"NAME": 1}}', "[]"])
+def test_whatever_is_not_understood_is_left_to_ray(
+    context: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A starter that fails in a new way would leave the raylet waiting for a worker."""
+    became: list[list[str]] = []
+    monkeypatch.setattr(worker_starter.os, "execv", lambda _, command: became.append(command))
+    arguments = [CONTEXT + context, "--language=PYTHON", "/ray/default_worker.py"]
+    worker_starter.main(arguments)
+    assert became == [[sys.executable, "/ray/setup_worker.py", *arguments]]
+
+
 def test_the_current_folder_is_no_place_to_import_from(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
