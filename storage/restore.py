@@ -335,6 +335,10 @@ def _each(pool: concurrent.futures.Executor, work: Callable[[T], None], items: I
     """Do `work` for each item at the same time; after an error what has not begun is not done."""
     # All take from one queue: a future for each of many small files costs more than the file.
     left, failed = collections.deque(items), threading.Event()
+    if len(left) == 1:
+        # Most sessions have no files, and to start a thread takes longer than to restore none.
+        work(left[0])
+        return
 
     def take() -> None:
         while not failed.is_set():
