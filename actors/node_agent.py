@@ -137,16 +137,17 @@ class NodeAgent:
     async def drain(self) -> None:
         """Take no more sessions, ask those that are here to leave; returns before they have."""
         self._draining = True
+        self._maker.stock.refuse()
         self._spawn(self._evict_all())
 
     async def retire(self) -> None:
         """Drain, give up the lease and leave the list of nodes: the end of this agent."""
         self._draining = True
+        await self._maker.stock.close()
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._evict_all(), RETIRE_S)
         # Another beat would put the node's load back.
         self._retired = True
-        await self._maker.stock.close()
         self._keeper.stop()
         with contextlib.suppress(errors.TorporError):
             await self._store.nodes.withdraw(self._node)

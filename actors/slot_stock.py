@@ -8,6 +8,7 @@ starts are shared out among tenants in turn, so that one's burst does not keep t
 import asyncio
 import collections
 import contextlib
+import itertools
 import logging
 import math
 from collections.abc import Awaitable, Callable
@@ -70,6 +71,8 @@ class _Shelf(Generic[S]):
         self.ready: collections.deque[S] = collections.deque()
         self.waiters: collections.deque[asyncio.Future[S]] = collections.deque()
         self.starting = 0
+        #: When it was last its turn.
+        self.served = -1
         self.taken_s: collections.deque[float] = collections.deque(maxlen=WAKES_KEPT_MAX)
         self.not_before_s = 0.0
 
@@ -97,8 +100,8 @@ class Stock(Generic[S]):
         self._clock = time
         self._starts_max = starts_max
         self._shelves: dict[tuple[str, str, int], _Shelf[S]] = {}
-        #: Tenants, the one whose turn is next first.
-        self._turns: collections.deque[str] = collections.deque()
+        #: Counts starts; who was served longest ago comes first.
+        self._served = itertools.count()
         self._room = 0
         self._tasks: set[asyncio.Task[None]] = set()
         self._closed = False
@@ -134,8 +137,8 @@ class Stock(Generic[S]):
             slot = shelf.ready.popleft()
             self._pump()
             return slot
-        if self.waiting >= WAITING_MAX:
-            raise errors.NoCapacity(f"{WAITING_MAX} sessions wait for a slot of this node")
+        if self._crowded(kind.tenant):
+            raise errors.NoCapacity(f"{self.waiting} sessions wait for a slot of this node")
         waiter: asyncio.Future[S] = asyncio.get_running_loop().create_future()
         shelf.waiters.append(waiter)
         self._pump()
@@ -176,13 +179,17 @@ class Stock(Generic[S]):
                 del self._shelves[name]
         self._pump()
 
-    async def close(self) -> None:
-        """End all that is not bound; who waits is refused."""
-        self._closed = True
+    def refuse(self) -> None:
+        """Send away who waits; what is up stays."""
         for shelf in self._shelves.values():
             for waiter in shelf.waiters:
                 if not waiter.done():
                     waiter.set_exception(errors.NodeDraining())
+
+    async def close(self) -> None:
+        """End all that is not bound; who waits is refused."""
+        self._closed = True
+        self.refuse()
         ready = [slot for shelf in self._shelves.values() for slot in shelf.ready]
         self._shelves.clear()
         ended = await asyncio.gather(*(slot.discard() for slot in ready), return_exceptions=True)
@@ -194,9 +201,15 @@ class Stock(Generic[S]):
     def _shelf(self, kind: Kind) -> _Shelf[S]:
         if kind.name not in self._shelves:
             self._shelves[kind.name] = _Shelf(kind)
-        if kind.tenant not in self._turns:
-            self._turns.append(kind.tenant)
         return self._shelves[kind.name]
+
+    def _crowded(self, tenant: str) -> bool:
+        """Whether a tenant may not wait: the queue is full, and its share of it is taken."""
+        waiting = collections.Counter[str]()
+        for shelf in self._shelves.values():
+            waiting[shelf.kind.tenant] += len(shelf.waiters)
+        sharing = len(+waiting) + (waiting[tenant] == 0)
+        return waiting.total() >= WAITING_MAX and waiting[tenant] >= WAITING_MAX // sharing
 
     def _bury(self, shelf: _Shelf[S]) -> int:
         """Remove what dead slots have left; returns how many there were."""
@@ -213,20 +226,33 @@ class Stock(Generic[S]):
             if shelf is None:
                 return
             shelf.starting += 1
+            shelf.served = next(self._served)
             self._spawn(self._bring_up(shelf))
 
     def _awaited(self) -> _Shelf[S] | None:
-        for _ in range(len(self._turns)):
-            tenant = self._turns[0]
-            self._turns.rotate(-1)
-            for shelf in self._shelves.values():
-                if shelf.kind.tenant == tenant and shelf.starting < len(shelf.waiters):
-                    return shelf
-        return None
+        """Return whom to start for: of the tenant with the fewest starts under way.
+
+        Starts may take long, so that turns alone would let one tenant hold all places: where there
+        are several, the last place is for one that has none.
+        """
+        under_way = collections.Counter[str]()
+        for shelf in self._shelves.values():
+            under_way[shelf.kind.tenant] += shelf.starting
+        last_place = len(under_way) > 1 and under_way.total() >= self._starts_max - 1 > 0
+        lacking = [
+            shelf
+            for shelf in self._shelves.values()
+            if shelf.starting < len(shelf.waiters)
+            and not (last_place and under_way[shelf.kind.tenant])
+        ]
+        return min(
+            lacking, key=lambda shelf: (under_way[shelf.kind.tenant], shelf.served), default=None
+        )
 
     def _understocked(self) -> _Shelf[S] | None:
         now_s = self._clock.monotonic_s()
-        if len(self) + self.starting >= self._room:
+        if len(self) + self.starting >= self._room or self.starting >= self._starts_max - 1 > 0:
+            # One place is left for whoever comes next.
             return None
         lacking = {
             name: lacks

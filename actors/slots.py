@@ -8,6 +8,7 @@ import pathlib
 import shutil
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -18,6 +19,7 @@ from torpor.actors import (
     lane_address,
     protocol,
     ray_compat,
+    remains,
     session,
     slot_board,
     slot_stock,
@@ -99,12 +101,16 @@ class Slot:
         self.dead.set()
         self.on_death(self)
 
-    async def discard(self) -> None:
-        """End it, and remove what it has."""
+    async def end(self) -> None:
+        """End its process, whatever it does."""
         if self.handle is not None:
             ray.kill(self.handle)
         with contextlib.suppress(errors.OwnerUnreachable):
             await self.kill()
+
+    async def discard(self) -> None:
+        """End it, and remove what it has."""
+        await self.end()
         await clean(self.folder)
 
     def activity(self) -> slot_board.Activity | None:
@@ -207,6 +213,7 @@ class SlotMaker:
             TorporError: what the boot was refused with; the process is gone or about to be.
         """
         kind = slot_stock.Kind(tenant=request.key.tenant, agent=request.agent)
+        ends_s = time.monotonic() + request.deadline_s
         watch = stopwatch.Stopwatch({"placement": request.placement_ms})
         slot = await self._take(kind, request)
         slot.bind(request.key, request.observed_epoch + 1, nonce, on_death)
@@ -225,13 +232,29 @@ class SlotMaker:
                     await asyncio.to_thread(self.kept.take, request.key, slot.folder)
                 watch.lap("slot")
                 boot = slot.handle.boot.remote(claim, watch.laps_ms)
-                protocol.accept(await asyncio.wait_for(boot, request.deadline_s))
+                left_s = ends_s - time.monotonic()
+                protocol.accept(await asyncio.wait_for(boot, left_s))
             except BaseException:
                 # Nobody else gets it, whatever it has done by now.
                 slot.on_death = lambda _: None
-                await slot.discard()
+                await self._give_up(slot, claim)
                 raise
         return slot
+
+    async def _give_up(self, slot: Slot, claim: records.Acquire) -> None:
+        """End a slot whose boot failed; the files that it was given stay on the node."""
+        await slot.end()
+        with contextlib.suppress(errors.TorporError):
+            # It may have claimed the session. Who calls next would only learn that it is dead.
+            await self._sessions.vacate(
+                slot.key,
+                epoch=slot.epoch,
+                incarnation=claim.owner.incarnation,
+                nonce=slot.nonce,
+            )
+        if slot.dead.is_set():
+            await asyncio.to_thread(remains.keep, self.kept, slot.folder, slot.key)
+        await clean(slot.folder)
 
     async def _take(self, kind: slot_stock.Kind, request: protocol.Activate) -> Slot:
         waits = not self.stock.has(kind)

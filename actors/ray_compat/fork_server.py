@@ -85,9 +85,8 @@ def main() -> None:
 
 def preload(made_for: recipe.Recipe) -> None:
     """Import all that a session of this agent uses."""
-    for place in made_for.sys_path:
-        if place not in sys.path:
-            sys.path.append(place)
+    # In the order of the process that asked, so that the same modules are found.
+    sys.path[:] = [*made_for.sys_path, *(p for p in sys.path if p not in made_for.sys_path)]
     for name in PRELOADED:
         importlib.import_module(name)
     importlib.import_module(made_for.import_path.partition(":")[0])

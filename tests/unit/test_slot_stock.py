@@ -154,10 +154,10 @@ async def test_tenants_take_turns(stock: slot_stock.Stock[Process], starts: Star
     await asyncio.sleep(0)
     single = asyncio.create_task(stock.take(kind("blue")))
     await asyncio.sleep(0)
-    starts.let(STARTS_MAX + 2)
+    starts.let(STARTS_MAX + 1)
     assert (await single).kind.tenant == "blue"
     assert starts.most_under_way == STARTS_MAX
-    assert sum(task.done() for task in burst) == STARTS_MAX + 1
+    assert sum(task.done() for task in burst) == STARTS_MAX
     starts.let(100)
     await asyncio.gather(*burst)
 
@@ -172,6 +172,43 @@ async def test_too_many_waiters_are_refused(
     with pytest.raises(errors.NoCapacity):
         await stock.take(kind())
     waiting.cancel()
+
+
+async def test_a_tenant_whose_starts_take_long_leaves_a_place(
+    stock: slot_stock.Stock[Process], starts: Starts
+) -> None:
+    """Where there are several tenants, none holds all the places at which slots start."""
+    first = asyncio.create_task(stock.take(kind("blue")))
+    burst = [asyncio.create_task(stock.take(kind("red"))) for _ in range(10)]
+    await asyncio.sleep(0)
+    starts.let(1)
+    await first
+    assert starts.begun == ["blue", "red"]
+    again = asyncio.create_task(stock.take(kind("blue")))
+    await asyncio.sleep(0)
+    assert stock.starting == STARTS_MAX
+    await asyncio.sleep(0)
+    assert starts.begun == ["blue", "red", "blue"]
+    for task in (again, *burst):
+        task.cancel()
+
+
+async def test_a_full_queue_refuses_whoever_fills_it(
+    stock: slot_stock.Stock[Process], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A tenant that waits for nothing yet is let in, also when another's burst is at the bound."""
+    monkeypatch.setattr(slot_stock, "WAITING_MAX", 4)
+    burst = [asyncio.create_task(stock.take(kind("red"))) for _ in range(4)]
+    await asyncio.sleep(0)
+    with pytest.raises(errors.NoCapacity):
+        await stock.take(kind("red"))
+    other = [asyncio.create_task(stock.take(kind("blue"))) for _ in range(2)]
+    await asyncio.sleep(0)
+    assert stock.waiting == 6
+    with pytest.raises(errors.NoCapacity):
+        await stock.take(kind("blue"))
+    for task in (*burst, *other):
+        task.cancel()
 
 
 async def test_whoever_leaves_does_not_take_one_along(
@@ -200,7 +237,7 @@ async def test_a_start_that_fails_is_told_to_who_waits(
     assert stock.starting == 0
     await clock.advance(slot_stock.FAILED_PAUSE_S + 1)
     stock.adjust(room=ROOM)
-    assert stock.starting == STARTS_MAX
+    assert stock.starting == STARTS_MAX - 1, "one place is left for whoever comes"
 
 
 async def test_no_stock_without_room(stock: slot_stock.Stock[Process], starts: Starts) -> None:

@@ -14,11 +14,11 @@ from torpor.testing import store_samples
 class Slot(slots.Slot):
     """A slot whose process is on paper."""
 
-    discarded = False
+    ended = False
 
-    async def discard(self) -> None:
+    async def end(self) -> None:
         """Be gone."""
-        self.discarded = True
+        self.ended = True
 
 
 async def test_a_slot_whose_files_cannot_be_moved_is_not_left_behind(
@@ -38,8 +38,19 @@ async def test_a_slot_whose_files_cannot_be_moved_is_not_left_behind(
         made.append(Slot(kind, "actor", tmp_path / "slot"))
         return made[-1]
 
-    async def awake(_: object) -> records.Head:
-        return store_samples.new(key).head()
+    vacated: list[str] = []
+
+    class Sessions:
+        """Says what it is asked for, and notes who is cleared."""
+
+        async def head(self, _: object) -> records.Head:
+            """Return a session that nobody holds."""
+            return store_samples.new(key).head()
+
+        async def vacate(self, _: object, *, nonce: str, **__: object) -> bool:
+            """Note it."""
+            vacated.append(nonce)
+            return True
 
     class Broken:
         """What is kept of sessions, on a disk that fails."""
@@ -53,7 +64,7 @@ async def test_a_slot_whose_files_cannot_be_moved_is_not_left_behind(
 
     maker.stock = slot_stock.Stock(start, clock.SystemClock(), starts_max=1)
     monkeypatch.setattr(maker, "kept", Broken())
-    monkeypatch.setattr(maker, "_sessions", type("Sessions", (), {"head": staticmethod(awake)}))
+    monkeypatch.setattr(maker, "_sessions", Sessions())
     request = protocol.Activate(
         key=key,
         observed_epoch=0,
@@ -63,4 +74,5 @@ async def test_a_slot_whose_files_cannot_be_moved_is_not_left_behind(
     )
     with pytest.raises(errors.ActivationFailed, match="read-only"):
         await maker.make(request, "incarnation", "nonce", lambda _: None)
-    assert [slot.discarded for slot in made] == [True]
+    assert [slot.ended for slot in made] == [True]
+    assert vacated == ["nonce"], "it may have claimed the session"
