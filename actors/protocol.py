@@ -267,8 +267,8 @@ class Prepared(msgspec.Struct, frozen=True, kw_only=True):
     pid: int
     #: Where it listens; see `records.Owner`.
     lane: str
-    #: Whether it was forked from a process that had imported everything.
-    forked: bool
+    #: Why it was not forked from a process that had imported everything; empty if it was.
+    not_forked: str
 
 
 class BootSpec(SlotSpec, frozen=True, kw_only=True):

@@ -63,8 +63,11 @@ class AgentSession:
         except errors.TorporError as error:
             self._end()
             return protocol.refuse(error)
-        forked = ray_compat.FORKED_BY in os.environ
-        return protocol.Prepared(pid=os.getpid(), lane=lane, forked=forked)
+        why = "" if ray_compat.FORKED_BY in os.environ else os.environ.get(ray_compat.NOT_FORKED)
+        unknown = "its node was not started with `torpor node start`"
+        return protocol.Prepared(
+            pid=os.getpid(), lane=lane, not_forked=unknown if why is None else why
+        )
 
     async def boot(
         self, claim: records.Acquire, laps_ms: dict[str, float]

@@ -194,7 +194,8 @@ class SlotMaker:
         self.kept = kept_workspaces.KeptWorkspaces(
             place.scratch / node_name / "kept", clock.SystemClock()
         )
-        self._told: set[tuple[str, str, int]] = set()
+        #: Each reason is told once for each kind.
+        self._told: set[tuple[tuple[str, str, int], str]] = set()
         # Wrapped once: wrapping again would export the class to the cluster again.
         self._actor_class: Any = ray.remote(session.AgentSession)
 
@@ -300,7 +301,7 @@ class SlotMaker:
         slot.pid, slot.lane = prepared.pid, prepared.lane
         slot.handle.run_until_ended.remote()
         slot.watch()
-        self._tell_once(kind, forked=prepared.forked)
+        self._tell_once(kind, prepared.not_forked)
         return slot
 
     def _create(self, kind: slot_stock.Kind, slot: Slot) -> object:
@@ -330,14 +331,14 @@ class SlotMaker:
             runtime_env=ray_compat.forked(recipe),
         ).remote(spec)
 
-    def _tell_once(self, kind: slot_stock.Kind, *, forked: bool) -> None:
-        if not forked and kind.name not in self._told:
-            self._told.add(kind.name)
+    def _tell_once(self, kind: slot_stock.Kind, not_forked: str) -> None:
+        if not_forked and (kind.name, not_forked) not in self._told:
+            self._told.add((kind.name, not_forked))
             log.warning(
-                "sessions of %s on node %s start from nothing, as Ray's workers do: the node was "
-                "not started with `torpor node start`, or a worker's log says why",
+                "sessions of %s on node %s start from nothing, as Ray's workers do: %s",
                 kind.agent.name,
                 self._node_name,
+                not_forked,
                 extra={"action": "not_forked"},
             )
 

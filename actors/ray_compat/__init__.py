@@ -12,11 +12,12 @@ from torpor.actors.ray_compat.cluster import (
     start_node,
 )
 from torpor.actors.ray_compat.recipe import Recipe, forked
-from torpor.actors.ray_compat.worker_starter import FORKED_BY
+from torpor.actors.ray_compat.worker_starter import FORKED_BY, NOT_FORKED
 
 __all__ = [
     "FORKED_BY",
     "NAME_LABEL",
+    "NOT_FORKED",
     "LocalCluster",
     "Recipe",
     "forked",

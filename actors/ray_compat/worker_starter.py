@@ -25,14 +25,15 @@ from typing import Any, NoReturn
 
 #: In the runtime environment of what may be forked: JSON of `recipe.Recipe`.
 RECIPE = "TORPOR_FORK"
+#: Set in a worker that has our recipe and was not forked, to the reason.
+NOT_FORKED = "TORPOR_NOT_FORKED"
 #: Set in a process that was forked, to its server's process id.
 FORKED_BY = "TORPOR_FORKED_BY"
 CONTEXT_ARGUMENT = "--serialized-runtime-env-context="
 LANGUAGE_ARGUMENT = "--language="
-#: A new server imports Ray and the agent, which may bring pandas, on a busy machine.
-SERVER_TIMEOUT_S = 40.0
-#: A child connects in a tenth of a second; on a machine that starts dozens at once, in seconds.
-REGISTER_TIMEOUT_S = 15.0
+#: From a worker's start to its registration, a new server's imports included, on a busy machine. It
+#: leaves the stock path half of the minute that the raylet waits.
+FORK_TIMEOUT_S = 30.0
 #: Libraries that start threads as they are imported, which no fork survives, are told not to: a
 #: node's processors are shared by many sessions. Who sets another number has no forks.
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
@@ -42,6 +43,8 @@ _LOOK_EVERY_S = 0.02
 FAILED_S = 60.0
 #: An environment and arguments are some kilobytes; more is not ours.
 FRAME_BYTES_MAX = 4 << 20
+#: Of the reason why a worker was not forked.
+REASON_CHARS_MAX = 500
 #: What a server answers with: the child's number in a frame, then this as soon as it has connected.
 CONNECTED = b"c"
 
@@ -59,8 +62,10 @@ def main(arguments: list[str]) -> NoReturn:
             os._exit(0)
     except Exception as error:
         # Standard error is the worker's log; the node's agent says it once in the service's.
-        sys.stderr.write(f"torpor: not forked: {type(error).__name__}: {error}\n")
+        reason = f"{type(error).__name__}: {error}"[:REASON_CHARS_MAX]
+        sys.stderr.write(f"torpor: not forked: {reason}\n")
         sys.stderr.flush()
+        os.environ[NOT_FORKED] = reason.replace("\0", "")
     os.execv(sys.executable, [sys.executable, stock_starter(arguments), *arguments])  # noqa: S606
 
 
@@ -96,7 +101,8 @@ def fork(recipe: str, environment: dict[str, str], arguments: list[str]) -> None
         NotForked: it is not there, and will not come.
         OSError
     """
-    with connected(recipe, environment) as server:
+    ends_s = time.monotonic() + FORK_TIMEOUT_S
+    with connected(recipe, environment, ends_s) as server:
         request = {
             "arguments": arguments,
             "environment": environment,
@@ -104,12 +110,14 @@ def fork(recipe: str, environment: dict[str, str], arguments: list[str]) -> None
             "niceness": os.getpriority(os.PRIO_PROCESS, 0),
             "oom_score": pathlib.Path("/proc/self/oom_score_adj").read_text(),
         }
-        send(server, json.dumps(request).encode(), [0, 1, 2])
-        server.settimeout(REGISTER_TIMEOUT_S)
         child = 0
         try:
+            server.settimeout(_left_s(ends_s))
+            send(server, json.dumps(request).encode(), [0, 1, 2])
+            server.settimeout(_left_s(ends_s))
             answer, _ = receive(server)
             child = int(answer)
+            server.settimeout(_left_s(ends_s))
             if server.recv(1) == CONNECTED:
                 return
         except (OSError, ValueError, EOFError) as error:
@@ -123,24 +131,25 @@ def fork(recipe: str, environment: dict[str, str], arguments: list[str]) -> None
 
 
 @contextlib.contextmanager
-def connected(recipe: str, environment: dict[str, str]) -> Iterator[socket.socket]:
+def connected(recipe: str, environment: dict[str, str], ends_s: float) -> Iterator[socket.socket]:
     """Yield a connection to the recipe's server, which is started if need be.
 
     Raises:
         NotForked: there is none, and will be none soon.
     """
     path = server_path(recipe, environment)
-    ends_s = time.monotonic() + SERVER_TIMEOUT_S
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as server:
-        server.settimeout(REGISTER_TIMEOUT_S)
+        server.settimeout(_left_s(ends_s))
         while not _connects(server, path):
             _demand_hope(path)
             with path.with_suffix(".lock").open("a") as lock:
-                if _locks(lock.fileno()) and not _connects(server, path):
+                if _locks(lock.fileno()):
+                    if _connects(server, path):
+                        break
                     # The lock goes to the server, and with its end.
                     start_server(path, recipe, environment, lock.fileno())
             if time.monotonic() > ends_s:
-                reason = f"no fork server within {SERVER_TIMEOUT_S:g} s"
+                reason = "no fork server came up in time"
                 # Each that waits so long holds a start-up place, which other agents lack.
                 path.with_suffix(".failed").write_text(reason)
                 raise NotForked(reason)
@@ -232,6 +241,11 @@ def receive(source: socket.socket, descriptors_max: int = 0) -> tuple[bytes, lis
             raise EOFError
         frame += piece
     return bytes(frame), list(descriptors)
+
+
+def _left_s(ends_s: float) -> float:
+    """Return what is left, for a timeout, which must not be nothing: that would mean no waiting."""
+    return max(0.01, ends_s - time.monotonic())
 
 
 def _connects(server: socket.socket, path: pathlib.Path) -> bool:
