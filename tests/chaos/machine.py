@@ -42,13 +42,15 @@ RAY_ENVIRONMENT = {
 
 
 class Role(enum.Enum):
-    """A kind of process, by how its command line begins."""
+    """A kind of process, by its command line."""
 
     GCS = "gcs_server"
     RAYLET = "raylet"
     GATEWAY = "ray::GatewayActor"
     AGENT = "ray::NodeAgent"
+    #: A session's process, or a slot that waits for one.
     SESSION = "ray::AgentSession"
+    FORK_SERVER = "fork_server.main()"
 
 
 class Command(msgspec.Struct, frozen=True, kw_only=True):
@@ -168,6 +170,8 @@ def plays(pid: int, role: Role) -> bool:
     words = command_line(pid)
     if role in (Role.GCS, Role.RAYLET):
         return bool(words) and pathlib.Path(words[0]).name == role.value
+    if role is Role.FORK_SERVER:
+        return any(word.endswith(role.value) for word in words)
     return bool(words) and words[0].startswith(role.value)
 
 

@@ -68,7 +68,7 @@ LONG = Profile(
     kind_runs=30,
     fault_runs=4,
     runs_min=1_000,
-    together_max=3,
+    together_max=5,
 )
 PROFILES = {profile.name: profile for profile in (SHORT, LONG)}
 
