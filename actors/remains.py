@@ -3,22 +3,40 @@
 import os
 import pathlib
 
-from torpor.storage import kept_description, kept_workspaces, records, workspace_tree
+from torpor.storage import (
+    kept_description,
+    kept_workspaces,
+    records,
+    workspace_check,
+    workspace_tree,
+)
 
 _PROC = pathlib.Path("/proc")
 #: In `/proc/<pid>/stat`, after the name: when the process began, in ticks since the boot.
 _BEGAN = 19
+#: Read again at the end of an activation that wrote them: a fraction of a second. A session that
+#: wrote more leaves nothing, and its next wake restores it.
+CHECKED_BYTES_MAX = 128 << 20
 
 
 def leave(
-    folder: pathlib.Path, key: records.SessionKey, tree: workspace_tree.Folder, at_ms: int
+    folder: pathlib.Path,
+    key: records.SessionKey,
+    tree: workspace_tree.Folder,
+    since: workspace_tree.Folder,
+    at_ms: int,
 ) -> bool:
     """Describe the workspace in `folder` for the next wake, as the last act of a session's process.
 
-    False, and nothing is left, if a child of the process lives, or a file is mapped for writing:
-    what they write from now on might not show in a file's times.
+    `tree` is what the last commit names, `since` what was there at the wake. False, and nothing is
+    left, if a child of the process lives, or a file is mapped for writing: what they write from now
+    on might not show in a file's times. Nor if what was written through a map that is gone differs
+    from what was committed, or it would take too long to tell.
     """
-    if not tree.entries or _has_children() or _maps_for_writing(folder / kept_workspaces.WORKSPACE):
+    workspace = folder / kept_workspaces.WORKSPACE
+    if not tree.entries or _has_children() or _maps_for_writing(workspace):
+        return False
+    if not workspace_check.holds(workspace, tree, since, bytes_max=CHECKED_BYTES_MAX):
         return False
     return kept_description.write(folder, key, tree, at_ms=at_ms, since_ticks=_began("self"))
 

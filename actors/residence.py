@@ -315,7 +315,12 @@ class Residence:
             return
         try:
             await asyncio.to_thread(
-                remains.leave, self._spec.slot, self._key, tree, self._clock.now_ms()
+                remains.leave,
+                self._spec.slot,
+                self._key,
+                tree,
+                self._snapshotter.restored,
+                self._clock.now_ms(),
             )
         except OSError as error:
             log.warning("files not left: %s", error, extra={"action": "files_not_left"})

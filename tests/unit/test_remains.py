@@ -5,6 +5,7 @@ import os
 import pathlib
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -78,14 +79,14 @@ def test_who_leaves_nobody_behind_is_kept(
 ) -> None:
     """An orderly end leaves a description, and the node keeps the workspace."""
     assert not _keep(slot, tmp_path)
-    assert remains.leave(slot, KEY, tree, 0)
+    assert remains.leave(slot, KEY, tree, workspace_tree.EMPTY, 0)
     assert _keep(slot, tmp_path)
 
 
 @pytest.mark.usefixtures("_alone")
 def test_an_empty_workspace_is_not_kept(slot: pathlib.Path) -> None:
     """A restore of nothing costs nothing."""
-    assert not remains.leave(slot, KEY, workspace_tree.EMPTY, 0)
+    assert not remains.leave(slot, KEY, workspace_tree.EMPTY, workspace_tree.EMPTY, 0)
 
 
 def test_a_child_that_lives_keeps_the_workspace_from_being_kept(
@@ -93,7 +94,7 @@ def test_a_child_that_lives_keeps_the_workspace_from_being_kept(
 ) -> None:
     """A child may write later, wherever it works."""
     start("os.chdir('/')")
-    assert not remains.leave(slot, KEY, tree, 0)
+    assert not remains.leave(slot, KEY, tree, workspace_tree.EMPTY, 0)
     assert kept_description.head(slot) is None
 
 
@@ -105,7 +106,7 @@ def test_a_kernel_that_does_not_tell_of_children_keeps_the_workspace_from_being_
 ) -> None:
     """Nothing is known then, and nothing is trusted."""
     monkeypatch.setattr(remains, "_PROC", tmp_path / "proc")
-    assert not remains.leave(slot, KEY, tree, 0)
+    assert not remains.leave(slot, KEY, tree, workspace_tree.EMPTY, 0)
 
 
 @pytest.mark.usefixtures("_alone")
@@ -118,7 +119,44 @@ def test_a_file_mapped_for_writing_keeps_the_workspace_from_being_kept(
         (slot / "workspace" / "file").open("r+b") as file,
         mmap.mmap(file.fileno(), 0, access=access),
     ):
-        assert remains.leave(slot, KEY, tree, 0) == (access == mmap.ACCESS_READ)
+        assert remains.leave(slot, KEY, tree, workspace_tree.EMPTY, 0) == (
+            access == mmap.ACCESS_READ
+        )
+
+
+@pytest.mark.usefixtures("_alone")
+@pytest.mark.parametrize("late", [False, True])
+def test_what_was_written_through_a_map_after_the_commit_is_found(
+    slot: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, *, late: bool
+) -> None:
+    """The second write to a page shows in no time of the file, and the map is gone by the end."""
+    path, now_ns = slot / "workspace" / "file", time.time_ns
+    store = local_blobs.LocalBlobStore(tmp_path / "storage")
+    taker = snapshot.Snapshotter(slot / "workspace", store, "acme", 1 << 20)
+    monkeypatch.setattr(time, "time_ns", lambda: now_ns() + 1_000_000_000)
+    with path.open("r+b") as file, mmap.mmap(file.fileno(), 0) as mapped:
+        mapped[0] = 1
+        committed = taker.snapshot().tree
+        if late:
+            mapped[0] = 2
+    assert workspace_tree.stamp_of(path.lstat()) == committed.stamps["file"]
+    assert remains.leave(slot, KEY, committed, workspace_tree.EMPTY, 0) == (not late)
+
+
+@pytest.mark.usefixtures("_alone")
+def test_too_much_to_read_leaves_nothing(
+    slot: pathlib.Path,
+    tmp_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What an activation wrote is bounded; what was there at its wake costs nothing."""
+    now_ns = time.time_ns
+    monkeypatch.setattr(time, "time_ns", lambda: now_ns() + 1_000_000_000)
+    store = local_blobs.LocalBlobStore(tmp_path / "storage")
+    old = snapshot.Snapshotter(slot / "workspace", store, "acme", 1 << 20).snapshot().tree
+    monkeypatch.setattr(remains, "CHECKED_BYTES_MAX", 4_095)
+    assert not remains.leave(slot, KEY, old, workspace_tree.EMPTY, 0)
+    assert remains.leave(slot, KEY, old, old, 0)
 
 
 @pytest.mark.usefixtures("_alone")
@@ -138,7 +176,7 @@ def test_nothing_is_kept_that_a_younger_process_holds(
     line: str,
 ) -> None:
     """Whoever works in the folder, or has something of it open, could write into it."""
-    remains.leave(slot, KEY, tree, 0)
+    remains.leave(slot, KEY, tree, workspace_tree.EMPTY, 0)
     start(line)
     assert not _keep(slot, tmp_path)
     assert (slot / "workspace").exists()
