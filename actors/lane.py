@@ -1,13 +1,14 @@
 """The gateway's end of a lane: one connection to one activation, many calls in flight on it."""
 
 import asyncio
+import hmac
 import itertools
-import socket
+import os
 from collections.abc import Callable
 from typing import cast
 
 from torpor import errors
-from torpor.actors import lane_address, lane_frames, protocol
+from torpor.actors import lane_address, lane_frames, lane_keepalive, protocol
 
 #: A process that is there accepts and answers within this also when it is busy; else Ray is asked.
 OPEN_TIMEOUT_S = 1.0
@@ -36,8 +37,7 @@ class Lane(asyncio.Protocol):
         """Connect and prove which activation is meant; `on_end` is called when it is over.
 
         Raises:
-            Fenced: another one answers there.
-            OSError, TimeoutError, OwnerUnreachable, InvalidField: nobody who could be asked does.
+            OSError, TimeoutError, OwnerUnreachable, InvalidField: that activation does not answer.
         """
         address = lane_address.LaneAddress.parse(seat.owner.lane)
         loop = asyncio.get_running_loop()
@@ -48,9 +48,12 @@ class Lane(asyncio.Protocol):
             else:
                 await loop.create_connection(lambda: made, address.host, address.port)
             try:
-                proof = lane_frames.proof(seat.key, seat.epoch, seat.nonce)
-                said = await made.call(lane_frames.Kind.HELLO, proof, timeout_s=OPEN_TIMEOUT_S)
-                protocol.accept(protocol.unpack_done(said))
+                secret = lane_frames.Secret(seat.key, seat.epoch, seat.nonce)
+                hello = secret.hello(os.urandom(lane_frames.CHALLENGE_BYTES))
+                said = await made.call(lane_frames.Kind.HELLO, hello, timeout_s=OPEN_TIMEOUT_S)
+                if not hmac.compare_digest(said, secret.welcome(hello)):
+                    # Whoever it is, what it says of the session counts for nothing.
+                    raise errors.OwnerUnreachable("somebody else answers", actor=seat.owner.actor)
             except BaseException:
                 made.close()
                 raise
@@ -100,9 +103,7 @@ class Lane(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Notice a peer whose machine is gone."""
         self._transport = cast("asyncio.Transport", transport)
-        peer = transport.get_extra_info("socket")
-        if peer.family != socket.AF_UNIX:
-            peer.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        lane_keepalive.watch(transport.get_extra_info("socket"))
 
     def data_received(self, data: bytes) -> None:
         """Hand answers to those who wait; one that nobody waits for any more is dropped."""

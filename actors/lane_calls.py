@@ -105,11 +105,7 @@ class LaneCalls:
         self._lanes.clear()
 
     async def _lane(self, seat: protocol.Seat) -> lane.Lane | None:
-        """Return the way to an activation; None: there is none now.
-
-        Raises:
-            Fenced: another activation answers there.
-        """
+        """Return the way to an activation; None: there is none now."""
         if not (seat.owner.lane and seat.nonce):
             return None
         known = self._lanes.get(seat.nonce)
@@ -135,14 +131,14 @@ class LaneCalls:
         ended = functools.partial(self._ended, seat)
         try:
             made = await lane.Lane.open(seat, same_node=same_node, on_end=ended)
-        except errors.Fenced:
-            raise
         except (OSError, TimeoutError, errors.TorporError, msgspec.MsgspecError) as error:
             log.info("no lane: %r", error, extra={"action": "no_lane", "session": str(seat.key)})
             self._avoid(seat.nonce)
             return None
-        if not made.closed:
-            self._lanes[seat.nonce] = made
+        if made.closed:
+            # What is sent on it would be said to be in doubt, and never left.
+            return None
+        self._lanes[seat.nonce] = made
         return made
 
     def _ended(self, seat: protocol.Seat, ended: lane.Lane) -> None:

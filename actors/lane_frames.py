@@ -5,12 +5,14 @@
     kind                    1 byte: a `Kind` in a call, 0 in an answer
     payload
 
-The first call of a connection is `HELLO` with the proof that this very activation is meant. What
-follows may be answered in any order.
+The first call of a connection is `HELLO`: bytes that the caller chose, and the proof that this very
+activation is meant. The answer proves that it is this activation which answers, to these bytes: a
+port or path of the dead may be somebody else's by now. What follows may be answered in any order.
 """
 
 import enum
 import hashlib
+import hmac
 import struct
 from typing import NamedTuple
 
@@ -23,8 +25,11 @@ HEADER_BYTES = _HEADER.size
 CALL_BYTES_MAX = limits.GRPC_REQUEST_BYTES_MAX
 #: An answer has to pass it on its way back.
 ANSWER_BYTES_MAX = limits.GRPC_RESPONSE_BYTES_MAX
-#: Of a proof: what a peer may send before it has shown one.
 PROOF_BYTES = 32
+#: What the caller chooses, so that no proof is of use a second time.
+CHALLENGE_BYTES = 16
+#: What a peer may send before it has shown its proof.
+HELLO_BYTES = CHALLENGE_BYTES + PROOF_BYTES
 
 
 class Kind(enum.IntEnum):
@@ -50,12 +55,33 @@ def pack(call: int, kind: int, payload: bytes) -> bytes:
     return _HEADER.pack(len(payload), call, kind) + payload
 
 
-def proof(key: object, epoch: int, nonce: str) -> bytes:
-    """Return what only somebody who knows the nonce of that epoch can say."""
-    said = f"{key} {epoch}".encode()
-    return hashlib.blake2b(
-        said, digest_size=PROOF_BYTES, key=nonce.encode(), person=b"torpor-lane"
-    ).digest()
+class Secret(NamedTuple):
+    """What only an activation and those who have read its head can prove to know."""
+
+    #: The session's.
+    key: object
+    epoch: int
+    nonce: str
+
+    def hello(self, challenge: bytes) -> bytes:
+        """Return what a caller says; `challenge` are `CHALLENGE_BYTES` that nobody can foresee."""
+        return challenge + self._proof(b"torpor-hello", challenge)
+
+    def greets(self, said: bytes) -> bool:
+        """Whether this is a caller's hello to this activation."""
+        return hmac.compare_digest(said, self.hello(said[:CHALLENGE_BYTES]))
+
+    def welcome(self, hello: bytes) -> bytes:
+        """Return what the activation answers to a hello."""
+        return self._proof(b"torpor-welcome", hello)
+
+    def _proof(self, person: bytes, said: bytes) -> bytes:
+        return hashlib.blake2b(
+            said + f"{self.key} {self.epoch}".encode(),
+            digest_size=PROOF_BYTES,
+            key=self.nonce.encode(),
+            person=person,
+        ).digest()
 
 
 class FrameReader:

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import hmac
 import logging
 import os
 import pathlib
@@ -12,7 +11,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any, cast
 
 from torpor import errors
-from torpor.actors import lane_address, lane_frames, protocol
+from torpor.actors import lane_address, lane_frames, lane_keepalive, protocol
 
 log = logging.getLogger(__name__)
 
@@ -28,15 +27,13 @@ CONNECTIONS_MAX = 256
 CALLS_MAX = 128
 
 _CREDENTIALS = struct.Struct("3i")
-_WELCOME = protocol.pack(None)
-_STALE = protocol.pack(protocol.refuse(errors.Fenced("this process does not own that epoch")))
 
 
 class LaneServer:
-    """Listens for one activation. `proof` is what a peer has to show."""
+    """Listens for one activation. `secret` is what both ends have to know; None: nobody's yet."""
 
-    def __init__(self, proof: bytes, serve: Serve) -> None:
-        self.proof = proof
+    def __init__(self, secret: lane_frames.Secret | None, serve: Serve) -> None:
+        self.secret = secret
         self.serve = serve
         self.connections: set[_Connection] = set()
         self.tasks: set[asyncio.Task[None]] = set()
@@ -89,7 +86,7 @@ class _Connection(asyncio.Protocol):
 
     def __init__(self, server: LaneServer) -> None:
         self._server = server
-        self._reader = lane_frames.FrameReader(lane_frames.PROOF_BYTES)
+        self._reader = lane_frames.FrameReader(lane_frames.HELLO_BYTES)
         self._proven = False
         self._writable = True
         self._in_work = 0
@@ -150,15 +147,15 @@ class _Connection(asyncio.Protocol):
         return self._writable and self._in_work < CALLS_MAX and not self._transport.is_closing()
 
     def _greet(self, frame: lane_frames.Frame) -> None:
-        proves = hmac.compare_digest(frame.payload, self._server.proof)
-        if frame.kind != lane_frames.Kind.HELLO or not proves:
-            self._write(frame.call, _STALE)
-            self._transport.close()
+        secret = self._server.secret
+        is_hello = frame.kind == lane_frames.Kind.HELLO
+        if secret is None or not is_hello or not secret.greets(frame.payload):
+            self._transport.abort()
             return
         self._handshake.cancel()
         self._proven = True
         self._reader.payload_bytes_max = lane_frames.CALL_BYTES_MAX
-        self._write(frame.call, _WELCOME)
+        self._write(frame.call, secret.welcome(frame.payload))
 
     def _begin(self, frame: lane_frames.Frame) -> None:
         kind = lane_frames.Kind(frame.kind)
@@ -191,7 +188,7 @@ class _Connection(asyncio.Protocol):
 def _is_ours(peer: Any) -> bool:
     """Whether the process behind a Unix socket is of this user; of TCP the proof has to tell."""
     if peer.family != socket.AF_UNIX:
-        peer.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        lane_keepalive.watch(peer)
         return True
     said = peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
     return bool(_CREDENTIALS.unpack(said)[1] == os.getuid())

@@ -89,7 +89,7 @@ class AgentSession:
     ) -> protocol.Booted | protocol.Refusal:
         if self._lane is not None:
             # Before the claim, since the head that it writes names the lane.
-            self._lane.proof = lane_frames.proof(claim.key, claim.observed_epoch + 1, claim.nonce)
+            self._lane.secret = lane_frames.Secret(claim.key, claim.observed_epoch + 1, claim.nonce)
         probes.reach(probes.Point.BOUND, session=str(claim.key), slot=str(self._spec.slot))
         spec = protocol.BootSpec(**msgspec.structs.asdict(self._spec), claim=claim)
         try:
@@ -110,8 +110,7 @@ class AgentSession:
         """Listen for gateways; returns the lane's address, empty if there is none."""
         if not self._spec.host:
             return ""
-        # Nobody can show this one: the process is nobody's yet.
-        self._lane = lane_server.LaneServer(os.urandom(lane_frames.PROOF_BYTES), self.serve)
+        self._lane = lane_server.LaneServer(None, self.serve)
         try:
             return await self._lane.listen(self._spec.host, lane_address.sockets_folder())
         except OSError as error:

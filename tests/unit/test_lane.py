@@ -12,12 +12,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from torpor import errors
-from torpor.actors import lane, lane_address, lane_frames, lane_server, protocol
+from torpor.actors import lane, lane_address, lane_frames, lane_keepalive, lane_server, protocol
 from torpor.storage import records
 from torpor.testing import lane_owner
 
 DELIVER = lane_frames.Kind.DELIVER
-PROOF = lane_owner.PROOF
+HELLO = lane_owner.SECRET.hello(bytes(lane_frames.CHALLENGE_BYTES))
 
 
 @pytest.fixture
@@ -60,6 +60,19 @@ async def test_calls_are_pipelined_and_answered_in_any_order(
     way.close()
 
 
+async def test_both_ends_notice_a_machine_that_is_gone(owner: lane_owner.LaneOwner) -> None:
+    """The kernel's own patience is two hours."""
+    way = await open_lane(owner, same_node=False)
+    (connection,) = owner.server.connections
+    for transport in (way._transport, connection._transport):
+        end = transport.get_extra_info("socket")
+        assert end.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+        assert end.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == lane_keepalive.IDLE_S
+        options = (socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT, socket.TCP_USER_TIMEOUT)
+        assert [end.getsockopt(socket.IPPROTO_TCP, each) for each in options] == [5, 3, 30_000]
+    way.close()
+
+
 async def test_large_frames_pass(owner: lane_owner.LaneOwner) -> None:
     """The largest request that a gateway may have taken, in one piece."""
     way = await open_lane(owner)
@@ -75,24 +88,55 @@ async def test_large_frames_pass(owner: lane_owner.LaneOwner) -> None:
 async def test_a_stale_route_fails_before_a_message_is_sent(
     owner: lane_owner.LaneOwner, changes: dict[str, Any]
 ) -> None:
-    """Another session, epoch or nonce is fenced by the handshake."""
-    with pytest.raises(errors.Fenced):
+    """Another session, epoch or nonce gets no lane; what became of it is not asked here."""
+    with pytest.raises((errors.OwnerUnreachable, OSError)):
         await lane.Lane.open(owner.seat(**changes), same_node=True, on_end=lambda _: None)
     assert owner.served == []
 
 
 async def test_nobody_is_served_before_the_proof(owner: lane_owner.LaneOwner) -> None:
-    """A call that comes first is answered as stale, and the connection ends."""
+    """A call that comes first ends the connection, whatever is in it."""
     reader, writer = await dial(owner)
-    writer.write(lane_frames.pack(7, DELIVER, PROOF))
-    said = await reader.read()
-    frames = lane_frames.FrameReader(1_000)
-    frames.feed(said)
-    frame = frames.next()
-    assert frame is not None
-    assert isinstance(protocol.unpack_done(frame.payload), protocol.Refusal)
+    writer.write(lane_frames.pack(7, DELIVER, HELLO))
+    await ended(reader)
     assert owner.served == []
     writer.close()
+
+
+async def test_nobody_is_served_while_the_process_is_nobodys(owner: lane_owner.LaneOwner) -> None:
+    """A process in stock listens, and lets nobody in."""
+    owner.server.secret = None
+    with pytest.raises((errors.OwnerUnreachable, OSError)):
+        await open_lane(owner)
+
+
+@pytest.mark.parametrize(
+    "welcome",
+    [
+        protocol.pack(None),
+        protocol.pack(protocol.refuse(errors.Fenced())),
+        lane_owner.SECRET.welcome(HELLO),
+        HELLO[lane_frames.CHALLENGE_BYTES :],
+        b"",
+    ],
+)
+async def test_who_cannot_prove_to_be_the_owner_is_not_believed(
+    owner: lane_owner.LaneOwner, welcome: bytes
+) -> None:
+    """Somebody else holds the port: what it says, or has heard before, opens no lane."""
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readexactly(lane_frames.HEADER_BYTES + lane_frames.HELLO_BYTES)
+        writer.write(lane_frames.pack(0, 0, welcome))
+        await reader.read()
+        writer.close()
+
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as impostor:
+        port = impostor.sockets[0].getsockname()[1]
+        with pytest.raises(errors.OwnerUnreachable, match="somebody else"):
+            await lane.Lane.open(
+                owner.seat(lane=f"127.0.0.1:{port}"), same_node=False, on_end=lambda _: None
+            )
 
 
 @pytest.mark.parametrize("proven", [False, True])
@@ -102,8 +146,8 @@ async def test_frames_that_are_too_large_end_the_connection(
     """Before the proof no more than one is read; after it no more than a request."""
     reader, writer = await dial(owner)
     if proven:
-        writer.write(lane_frames.pack(0, lane_frames.Kind.HELLO, PROOF))
-    bytes_max = lane_frames.CALL_BYTES_MAX if proven else lane_frames.PROOF_BYTES
+        writer.write(lane_frames.pack(0, lane_frames.Kind.HELLO, HELLO))
+    bytes_max = lane_frames.CALL_BYTES_MAX if proven else lane_frames.HELLO_BYTES
     writer.write(struct.pack("<IIB", bytes_max + 1, 1, DELIVER))
     await ended(reader)
     writer.close()
@@ -113,8 +157,8 @@ async def test_frames_that_are_too_large_end_the_connection(
 async def test_what_is_no_call_ends_the_connection(owner: lane_owner.LaneOwner, kind: int) -> None:
     """A second proof, and a kind that nobody knows."""
     reader, writer = await dial(owner)
-    writer.write(lane_frames.pack(0, lane_frames.Kind.HELLO, PROOF))
-    writer.write(lane_frames.pack(1, kind, PROOF))
+    writer.write(lane_frames.pack(0, lane_frames.Kind.HELLO, HELLO))
+    writer.write(lane_frames.pack(1, kind, HELLO))
     await ended(reader)
     writer.close()
 
@@ -129,7 +173,7 @@ async def test_noise_harms_nobody_else(
     """Whatever a peer sends, the next one is served."""
     _, writer = await dial(owner)
     if proven:
-        writer.write(lane_frames.pack(0, lane_frames.Kind.HELLO, PROOF))
+        writer.write(lane_frames.pack(0, lane_frames.Kind.HELLO, HELLO))
     writer.write(noise)
     writer.close()
     way = await open_lane(owner)
@@ -311,7 +355,7 @@ async def test_answers_that_nobody_reads_stop_the_calls(owner: lane_owner.LaneOw
     peer = writer.get_extra_info("socket")
     peer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
     writer.transport.pause_reading()  # type: ignore[attr-defined]
-    writer.write(lane_frames.pack(0, lane_frames.Kind.HELLO, PROOF))
+    writer.write(lane_frames.pack(0, lane_frames.Kind.HELLO, HELLO))
     many = 64
     for number in range(many):
         writer.write(lane_frames.pack(number, DELIVER, bytes(1 << 20)))
@@ -325,7 +369,7 @@ async def test_a_socket_that_cannot_be_had_leaves_the_port(
 ) -> None:
     """Without a folder for Unix sockets the process is reached by TCP alone."""
     (tmp_path / "lanes").write_text("in the way")
-    other = lane_server.LaneServer(PROOF, owner.serve)
+    other = lane_server.LaneServer(lane_owner.SECRET, owner.serve)
     assert "," not in await other.listen("127.0.0.1", tmp_path / "lanes")
     other.close()
 
@@ -334,7 +378,7 @@ async def test_the_head_keeps_its_small_form(
     owner: lane_owner.LaneOwner, tmp_path: pathlib.Path
 ) -> None:
     """A path that would make the address too long for the head is left out."""
-    other = lane_server.LaneServer(PROOF, owner.serve)
+    other = lane_server.LaneServer(lane_owner.SECRET, owner.serve)
     assert "," not in await other.listen("127.0.0.1", tmp_path / ("x" * 40))
     assert len(owner.address) <= lane_address.TEXT_BYTES_MAX
     other.close()

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from torpor import errors, messages
-from torpor.actors import lane_calls, lane_frames, protocol
+from torpor.actors import lane, lane_calls, lane_frames, protocol
 from torpor.testing import in_process_cluster, lane_owner
 
 HERE = protocol.Delivered(text="by lane", data={}, seq=1, version=1)
@@ -138,14 +138,27 @@ async def test_refusals_are_raised(
         await deliver(reach, owner.seat())
 
 
-async def test_a_stale_route_is_fenced(
+async def test_a_stale_route_is_left_to_the_others(
     owner: lane_owner.LaneOwner, others: Others, reach: lane_calls.LaneCalls
 ) -> None:
-    """Another activation listens there by now: nobody else is asked in its stead."""
-    for _ in range(2):
-        with pytest.raises(errors.Fenced):
-            await deliver(reach, owner.seat(nonce="former"))
-    assert (owner.served, others.taken) == ([], [])
+    """Another activation listens there by now: what became of the one meant, Ray knows."""
+    assert await deliver(reach, owner.seat(nonce="other")) == "by others"
+    assert owner.served == []
+
+
+async def test_a_lane_that_ended_as_it_was_opened_is_none(
+    owner: lane_owner.LaneOwner, reach: lane_calls.LaneCalls, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing was sent on it, so the call may take the other way."""
+    opened = lane.Lane.open
+
+    async def end_at_once(*args: Any, **fields: Any) -> lane.Lane:
+        made = await opened(*args, **fields)
+        made.close()
+        return made
+
+    monkeypatch.setattr(lane.Lane, "open", end_at_once)
+    assert await deliver(reach, owner.seat()) == "by others"
 
 
 async def test_what_was_sent_is_not_sent_again(
@@ -211,7 +224,7 @@ async def test_connections_kept_are_bounded(others: Others) -> None:
     """The one that nobody uses goes first; with none to spare, calls take the other way."""
     reach = lane_calls.LaneCalls(others, lane_owner.NODE, lanes_max=1)
     async with lane_owner.listening() as first, lane_owner.listening() as second:
-        second.server.proof = lane_frames.proof(lane_owner.KEY, lane_owner.EPOCH, "second")
+        second.server.secret = lane_frames.Secret(lane_owner.KEY, lane_owner.EPOCH, "second")
         for each in (first, second):
             each.answer = lambda *_: protocol.pack(HERE)
         assert await deliver(reach, first.seat()) == "by lane"

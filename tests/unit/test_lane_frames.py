@@ -73,12 +73,26 @@ def test_a_frame_that_is_too_large_is_refused_by_its_header() -> None:
 
 
 def test_a_proof_is_of_one_activation() -> None:
-    """Session, epoch and nonce: another of any of them is another proof."""
-    proofs = {
-        lane_frames.proof(key, epoch, nonce)
+    """Session, epoch, nonce and challenge: another of any of them is another proof, both ways."""
+    secrets = [
+        lane_frames.Secret(key, epoch, nonce)
         for key in ("acme/s1", "acme/s2")
         for epoch in (1, 11)
         for nonce in ("a" * 32, "b" * 32)
-    }
-    assert len(proofs) == 8
-    assert {len(each) for each in proofs} == {lane_frames.PROOF_BYTES}
+    ]
+    challenges = [bytes([number]) * lane_frames.CHALLENGE_BYTES for number in range(2)]
+    hellos = [secret.hello(each) for secret in secrets for each in challenges]
+    assert {len(each) for each in hellos} == {lane_frames.HELLO_BYTES}
+    assert [sum(secret.greets(each) for secret in secrets) for each in hellos] == [1] * 16
+    said = {each[lane_frames.CHALLENGE_BYTES :] for each in hellos}
+    answered = {secret.welcome(each) for secret in secrets for each in hellos}
+    assert (len(said), len(answered), said & answered) == (16, 128, set())
+
+
+def test_a_proof_holds_for_its_challenge_alone() -> None:
+    """What was said once is of no use with other bytes, nor when it is cut."""
+    secret = lane_frames.Secret("acme/s1", 1, "a" * 32)
+    hello = secret.hello(bytes(lane_frames.CHALLENGE_BYTES))
+    assert secret.greets(hello)
+    assert not secret.greets(b"x" * lane_frames.CHALLENGE_BYTES + hello[-lane_frames.PROOF_BYTES :])
+    assert not any(secret.greets(hello[:count]) for count in range(len(hello)))

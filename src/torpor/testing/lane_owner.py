@@ -15,7 +15,7 @@ KEY = records.SessionKey("acme", "s1")
 EPOCH = 3
 NONCE = "nonce"
 NODE = "node-1"
-PROOF = lane_frames.proof(KEY, EPOCH, NONCE)
+SECRET = lane_frames.Secret(KEY, EPOCH, NONCE)
 
 Serve = Callable[[lane_frames.Kind, bytes], bytes]
 
@@ -24,7 +24,7 @@ class LaneOwner:
     """Answers what it is sent: with the same, unless `answer` says otherwise."""
 
     def __init__(self) -> None:
-        self.server = lane_server.LaneServer(PROOF, self.serve)
+        self.server = lane_server.LaneServer(SECRET, self.serve)
         self.address = ""
         self.answer: Serve = lambda _, payload: payload
         #: What it was sent, in order.
