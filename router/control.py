@@ -5,7 +5,7 @@ import contextlib
 
 from torpor import clock, errors, ids, messages
 from torpor.actors import calls, protocol
-from torpor.router import activator, deadline, directory, office, standing, waking
+from torpor.router import activator, deadline, directory, doubt, office, standing, waking
 from torpor.storage import records, store
 
 #: Times that the session may change under a decision before the caller is told to try again.
@@ -111,23 +111,25 @@ class Control:
             head = await self._store.sessions.head(key)
             if _holds(head, verb):
                 return head
-            try:
-                if head.owner is None:
-                    await self._write(head, verb)
-                else:
-                    await self._through_owner(protocol.seat_of(head), verb, request_id, until)
-                return await self._store.sessions.head(key)
-            except errors.OwnerUnreachable:
-                if suspect_epoch == head.epoch:
-                    raise
-                suspect_epoch = head.epoch
-                await self._clear(head, until)
-            except (errors.Fenced, errors.VersionConflict, errors.OutcomeUnknown):
-                # Somebody else changed it, or perhaps this did: the head tells.
-                continue
-        raise errors.VersionConflict(
-            "the session kept changing; try again", session=key.session, tenant=key.tenant
-        )
+            with doubt.in_doubt(suspect_epoch > 0, key):
+                try:
+                    if head.owner is None:
+                        await self._write(head, verb)
+                    else:
+                        await self._through_owner(protocol.seat_of(head), verb, request_id, until)
+                    return await self._store.sessions.head(key)
+                except errors.OwnerUnreachable:
+                    if suspect_epoch == head.epoch:
+                        raise
+                    suspect_epoch = head.epoch
+                    await self._clear(head, until)
+                except (errors.Fenced, errors.VersionConflict, errors.OutcomeUnknown):
+                    # Somebody else changed it, or perhaps this did: the head tells.
+                    continue
+        with doubt.in_doubt(suspect_epoch > 0, key):
+            raise errors.VersionConflict(
+                "the session kept changing; try again", session=key.session, tenant=key.tenant
+            )
 
     async def _through_owner(
         self,

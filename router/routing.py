@@ -1,14 +1,13 @@
 """Handing calls to whoever owns a session, wherever that is by now."""
 
-import contextlib
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 import msgspec
 
 from torpor import errors, limits, messages
 from torpor.actors import calls, protocol
-from torpor.router import activator, deadline, directory, office
+from torpor.router import activator, deadline, directory, doubt, office
 from torpor.storage import records, store
 
 T = TypeVar("T")
@@ -85,7 +84,10 @@ class Router:
             except errors.OwnerUnreachable:
                 died_under_it.add(located.seat.epoch)
                 raise
-            self._directory.put(key, msgspec.structs.replace(located, version=answer.version))
+            hint = self._directory.get(key)
+            # The owner's end may have been heard of together with its answer.
+            if hint is not None and hint.seat.epoch == located.seat.epoch:
+                self._directory.put(key, msgspec.structs.replace(located, version=answer.version))
             return answer
 
         async def handled() -> bool:
@@ -172,7 +174,7 @@ class Router:
         """
         stale = unreachable = suspect_epoch = 0
         while True:
-            with _in_doubt(unreachable > 0, key):
+            with doubt.in_doubt(unreachable > 0, key):
                 located = self._directory.get(key)
                 if located is None:
                     located = await self._locate(key, until, suspect_epoch, if_paused)
@@ -222,18 +224,3 @@ class Router:
                 tenant=key.tenant,
                 version=head.version,
             )
-
-
-@contextlib.contextmanager
-def _in_doubt(unanswered: bool, key: records.SessionKey) -> Iterator[None]:
-    """Let no refusal pass for certain while an owner that was asked before may be at work."""
-    try:
-        yield
-    except errors.REFUSALS as refusal:
-        if not unanswered:
-            raise
-        raise errors.OutcomeUnknown(
-            f"the owner that was asked first did not answer, and may have done it; then: {refusal}",
-            session=key.session,
-            tenant=key.tenant,
-        ) from refusal

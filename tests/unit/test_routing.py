@@ -56,6 +56,22 @@ async def test_a_warm_message_reads_nothing(
     assert await parts.say("two", "m2", min_version=answer.version) == answer
 
 
+async def test_an_end_that_comes_with_the_answer_is_remembered(
+    parts: router_parts.RouterParts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The hint that was dropped meanwhile is not put back."""
+    deliver = parts.cluster.deliver
+
+    async def end(seat: protocol.Seat, *args: object, **fields: object) -> object:
+        answer = await deliver(seat, *args, **fields)  # type: ignore[arg-type]
+        parts.directory.forget(seat.key, seat.epoch)
+        return answer
+
+    monkeypatch.setattr(parts.cluster, "deliver", end)
+    await parts.say("one", "m1")
+    assert parts.directory.get(router_parts.KEY) is None
+
+
 async def test_a_stale_hint_costs_one_repeat(parts: router_parts.RouterParts) -> None:
     """A session that another gateway evicted and woke elsewhere is found again."""
     other = await router_parts.second(parts)
