@@ -134,6 +134,20 @@ def test_a_running_dev_is_found_by_its_folder(server: valkey.Server, place: path
         assert "start it" in dead.stderr
 
 
+def test_a_running_dev_comes_before_a_file_that_lies_here(
+    server: valkey.Server, place: pathlib.Path
+) -> None:
+    """In a copy of the project lies a sample of settings; the deployment that runs is meant."""
+    (place / config.FILE_NAME).write_text("store_url: redis://127.0.0.1:1/0\n")
+    (place / ".torpor").mkdir()
+    _write_settings(server, place / ".torpor" / config.FILE_NAME)
+    with (place / ".torpor" / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert torpor("fsck").exit_code == failures.OK
+        assert torpor("fsck", "--data-dir", ".torpor").exit_code == failures.OK
+    assert torpor("fsck").exit_code != failures.OK
+
+
 async def test_dev_leaves_its_settings_while_it_runs(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

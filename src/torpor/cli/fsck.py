@@ -43,9 +43,9 @@ def fsck(
     config: options.ConfigFile = None,
     set_: options.Assignments = [],  # noqa: B006 - typer copies it
     data_dir: Annotated[
-        pathlib.Path,
-        typer.Option(help="Of a running `torpor dev`, where no settings are named."),
-    ] = options.LOCAL_FOLDER,
+        pathlib.Path | None,
+        typer.Option(help="Of a running `torpor dev`; else the one here, or torpor.yaml."),
+    ] = None,
     json: options.Json = False,
 ) -> None:
     """Check all that is stored, also while sessions work; exits with 1 if something remains."""

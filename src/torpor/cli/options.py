@@ -89,9 +89,12 @@ def settings(file: pathlib.Path | None, assignments: list[str]) -> "config.Loade
 
 
 def deployment(
-    file: pathlib.Path | None, assignments: list[str], folder: pathlib.Path
+    file: pathlib.Path | None, assignments: list[str], folder: pathlib.Path | None
 ) -> "deployments.Deployment":
-    """Return the settings; where none are named, those of the `torpor dev` that runs in `folder`.
+    """Return the settings that are named, else those of the `torpor dev` that runs in `folder`.
+
+    Without a folder it is the usual one, and where no `torpor dev` runs a file of settings that
+    lies here serves.
 
     Raises:
         FailedPrecondition: none runs there.
@@ -99,22 +102,34 @@ def deployment(
     """
     from torpor import config
 
-    left = folder / config.FILE_NAME
     variables = (config.FILE_VARIABLE, f"{config.PREFIX}STORE_URL")
     named = file or assignments or any(os.environ.get(name) for name in variables)
-    if named or pathlib.Path(config.FILE_NAME).exists() or not (folder / "lock").exists():
-        return settings(file, assignments).deployment
-    with (folder / "lock").open() as lock:
-        # Who holds the lock wrote the settings; those of one that was killed name a port that may
-        # be somebody else's by now.
-        try:
+    here = folder or LOCAL_FOLDER
+    if not named or folder is not None:
+        if _runs_in(here):
+            return settings(here / config.FILE_NAME, []).deployment
+        lies_here = pathlib.Path(config.FILE_NAME).exists() or not (here / "lock").exists()
+        if folder is not None or not lies_here:
+            raise errors.FailedPrecondition(
+                f"no `torpor dev` runs on {here}; start it, or name settings with --config"
+            )
+    return settings(file, assignments).deployment
+
+
+def _runs_in(folder: pathlib.Path) -> bool:
+    """Whether a `torpor dev` runs on a folder, and so has written its settings there."""
+    from torpor import config
+
+    try:
+        with (folder / "lock").open() as lock:
+            # Who holds it wrote the settings; those of one that was killed name a port that may be
+            # somebody else's by now.
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if left.exists():
-                return settings(left, []).deployment
-    raise errors.FailedPrecondition(
-        f"no `torpor dev` runs on {folder}; start it, or name settings with --config"
-    )
+    except BlockingIOError:
+        return (folder / config.FILE_NAME).exists()
+    except FileNotFoundError:
+        pass
+    return False
 
 
 def _line(path: pathlib.Path) -> str | None:
