@@ -138,6 +138,7 @@ class Battery:
         accounts = [self.accounts.setdefault(name, report.Account(name)) for name in names]
         self._load.accounts = accounts
         self._excused.clear()
+        self._world.keep_room()
         begun_s = self._stood_s = time.monotonic()
         failures = await asyncio.gather(*(self._break(turn) for turn in step.turns))
         # Healing takes its time, too: a node has to start, a store to load.

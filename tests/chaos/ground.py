@@ -39,6 +39,14 @@ def disk(path: pathlib.Path, size_bytes: int) -> Iterator[pathlib.Path]:
         subprocess.run(["umount", "--lazy", path], check=True)
 
 
+def keep_room(path: pathlib.Path, free_bytes: int) -> None:
+    """Let a disk of `disk` grow until so much is free on it."""
+    usage = shutil.disk_usage(path)
+    if usage.free < free_bytes:
+        size = f"remount,size={usage.used + 2 * free_bytes}"
+        subprocess.run(["mount", "-o", size, path], check=True)
+
+
 def keep_logs(folder: pathlib.Path, where: pathlib.Path) -> None:
     """Copy all logs and records below a folder to another one, where they lie in the same way."""
     for log in folder.rglob("*.*"):

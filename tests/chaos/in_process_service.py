@@ -229,6 +229,9 @@ class World:
         self.store = types.SimpleNamespace(sessions=self)
         self.service = Service()
 
+    def keep_room(self) -> None:
+        """Nothing is stored."""
+
     async def inbox(self, _key: object) -> list[object]:
         """Everything accepted had its turn."""
         return []

@@ -33,8 +33,11 @@ HEAD = "head"
 LEASE_TTL_MS = 3_000
 #: The nodes share one machine's cores, and an activation takes most of a core.
 ACTIVATIONS_MAX = 1
-#: Enough for a long run's blobs, small enough to be filled in some seconds.
+#: Small enough to be filled in some seconds.
 STORAGE_BYTES = 2 << 30
+#: Nothing stored is ever taken away, so the disk grows before less than this is free: a disk
+#: that is full for good would be held against whatever fault stands.
+ROOM_BYTES = 512 << 20
 #: A world is up within this on a slow machine; most of it is Python importing.
 UP_TIMEOUT_S = 240.0
 #: A node comes back into service within this.
@@ -223,6 +226,10 @@ class World:
         """Return the process that holds a session by its head; None if none does, or it is dead."""
         head = await self.store.sessions.head(key)
         return self._residents.of(str(key), head.epoch) if head.owner else None
+
+    def keep_room(self) -> None:
+        """Let the shared disk grow where it is nearly full."""
+        ground.keep_room(self.storage, ROOM_BYTES)
 
     async def residents(self) -> list[residents.Resident]:
         """Return all processes that live and claimed a session, with such as lost it since."""
