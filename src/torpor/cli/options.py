@@ -104,15 +104,16 @@ def deployment(
 
     variables = (config.FILE_VARIABLE, f"{config.PREFIX}STORE_URL")
     named = file or assignments or any(os.environ.get(name) for name in variables)
+    if named and folder is None:
+        return settings(file, assignments).deployment
     here = folder or LOCAL_FOLDER
-    if not named or folder is not None:
-        if _runs_in(here):
-            return settings(here / config.FILE_NAME, []).deployment
-        lies_here = pathlib.Path(config.FILE_NAME).exists() or not (here / "lock").exists()
-        if folder is not None or not lies_here:
-            raise errors.FailedPrecondition(
-                f"no `torpor dev` runs on {here}; start it, or name settings with --config"
-            )
+    if _runs_in(here):
+        return settings(here / config.FILE_NAME, []).deployment
+    was_here = (here / "lock").exists() and not pathlib.Path(config.FILE_NAME).exists()
+    if folder is not None or was_here:
+        raise errors.FailedPrecondition(
+            f"no `torpor dev` runs on {here}; start it, or name settings with --config"
+        )
     return settings(file, assignments).deployment
 
 
@@ -128,7 +129,7 @@ def _runs_in(folder: pathlib.Path) -> bool:
     except BlockingIOError:
         return (folder / config.FILE_NAME).exists()
     except FileNotFoundError:
-        pass
+        return False
     return False
 
 
