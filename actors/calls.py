@@ -1,6 +1,7 @@
 """How a gateway reaches node agents and session actors, as a protocol.
 
-`torpor.actors.ray_calls` does it over Ray; tests of the router use an implementation of their own.
+`torpor.actors.ray_calls` does it over Ray, `torpor.actors.lane_calls` over sockets where it can;
+tests of the router use an implementation of their own.
 
 Every method raises the error that a `Refusal` stands for, and besides:
 
@@ -44,40 +45,23 @@ class Calls(Protocol):
         ...
 
     async def deliver(
-        self,
-        owner: records.Owner,
-        key: records.SessionKey,
-        request: protocol.Deliver,
-        *,
-        timeout_s: float,
+        self, seat: protocol.Seat, request: protocol.Deliver, *, timeout_s: float
     ) -> protocol.Delivered:
         """Hand a message to the owner and await the committed turn."""
         ...
 
     async def control(
-        self,
-        owner: records.Owner,
-        key: records.SessionKey,
-        request: protocol.Control,
-        *,
-        timeout_s: float,
+        self, seat: protocol.Seat, request: protocol.Control, *, timeout_s: float
     ) -> protocol.Controlled:
         """Evict, pause or resume through the owner."""
         ...
 
     async def place_file(
-        self,
-        owner: records.Owner,
-        key: records.SessionKey,
-        request: protocol.PlaceFile,
-        *,
-        timeout_s: float,
+        self, seat: protocol.Seat, request: protocol.PlaceFile, *, timeout_s: float
     ) -> protocol.Placed:
         """Put an uploaded blob into the owner's workspace."""
         ...
 
-    async def drain_inbox(
-        self, owner: records.Owner, key: records.SessionKey, epoch: int, *, timeout_s: float
-    ) -> None:
+    async def drain_inbox(self, seat: protocol.Seat, *, timeout_s: float) -> None:
         """Tell the owner to look into its inbox."""
         ...

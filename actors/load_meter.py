@@ -61,7 +61,7 @@ class LoadMeter:
         if now_s - self._scanned_s >= RESCAN_S:
             # A process counts from the second scan that finds it: starting one costs as much as
             # hundreds of turns, is over at once, and would hide what sessions really use.
-            seen = _family(self._root_pid)
+            seen = _family({self._root_pid, *sessions})
             self._pids, self._seen = seen & self._seen, seen
             self._scanned_s = now_s
         spent = {
@@ -99,9 +99,11 @@ def _machine_cpu_s() -> float:
     return float(times.user + times.nice + times.system)
 
 
-def _family(root_pid: int) -> set[int]:
-    try:
-        root = psutil.Process(root_pid)
-        return {root_pid, *(child.pid for child in root.children(recursive=True))}
-    except psutil.Error:
-        return set()
+def _family(roots: set[int]) -> set[int]:
+    """Return processes and all below them. Sessions that were forked are not below the raylet."""
+    parents = {process.pid: process.info["ppid"] for process in psutil.process_iter(["ppid"])}
+    family, found = set[int](), roots & parents.keys()
+    while found:
+        family |= found
+        found = {pid for pid, parent in parents.items() if parent in found} - family
+    return family

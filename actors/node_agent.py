@@ -19,6 +19,7 @@ from torpor.actors import (
     lifecycle,
     load_meter,
     protocol,
+    remains,
     slots,
 )
 from torpor.storage import keyring, local_blobs, records, redis_store, storage_proof
@@ -27,10 +28,10 @@ log = logging.getLogger(__name__)
 
 #: How often the load is published and idle sessions are looked for.
 BEAT_S = 1.0
-#: Activations that wait for one of the node's permits; beyond it the gateway looks elsewhere.
-WAITING_MAX = 32
 #: Ray's own calls in flight: activations that wait, and everything quick.
 CONCURRENCY_MAX = 256
+#: Workspaces that were kept long enough are removed this often, and with every session that ends.
+TRIM_BEATS = 300
 #: A process whose session has ended goes by itself within this, or is killed.
 ENDED_GRACE_S = 5.0
 #: A process whose claim the store has forgotten says what else is lost within this, or is killed.
@@ -58,7 +59,6 @@ class NodeAgent:
         self._slots: dict[tuple[records.SessionKey, int], slots.Slot] = {}
         #: What is being woken here, or waits for a permit.
         self._waking: list[tuple[records.SessionKey, int]] = []
-        self._permits = asyncio.Semaphore(place.activations_per_node_max)
         self._draining = False
         self._retired = False
         self._lapsed = asyncio.Event()
@@ -85,7 +85,9 @@ class NodeAgent:
             self._store.catalog, local_blobs.LocalBlobStore(self._place.storage)
         )
         keys = await asyncio.to_thread(keyring.load, self._place.signing_key_file)
-        self._maker = slots.SlotMaker(self._place, keys, node=self._node, node_name=self._node_name)
+        self._maker = slots.SlotMaker(
+            self._place, keys, self._store.sessions, node=self._node, node_name=self._node_name
+        )
         await self._maker.clean_leftovers()
         await self._take_office()
         self._spawn(self._keep_beat())
@@ -135,11 +137,13 @@ class NodeAgent:
     async def drain(self) -> None:
         """Take no more sessions, ask those that are here to leave; returns before they have."""
         self._draining = True
+        self._maker.stock.refuse()
         self._spawn(self._evict_all())
 
     async def retire(self) -> None:
         """Drain, give up the lease and leave the list of nodes: the end of this agent."""
         self._draining = True
+        await self._maker.stock.close()
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._evict_all(), RETIRE_S)
         # Another beat would put the node's load back.
@@ -156,17 +160,12 @@ class NodeAgent:
             raise errors.NodeDraining(node=self._node_name)
         if len(self._slots) + len(self._waking) >= self._place.sessions_per_node_max:
             raise errors.NoCapacity(f"node {self._node_name} is full", node=self._node_name)
-        if len(self._waking) >= self._place.activations_per_node_max + WAITING_MAX:
-            raise errors.NoCapacity(
-                f"too many sessions are waking on node {self._node_name}", node=self._node_name
-            )
         waking = (request.key, request.observed_epoch + 1)
         self._waking.append(waking)
         try:
-            async with self._permits:
-                await self._end_forgotten(*waking)
-                incarnation = self._incarnation
-                slot = await self._maker.make(request, incarnation, ids.nonce(), self._on_death)
+            await self._end_forgotten(*waking)
+            incarnation = self._incarnation
+            slot = await self._maker.make(request, incarnation, ids.nonce(), self._on_death)
         finally:
             self._waking.remove(waking)
         self._slots[request.key, slot.epoch] = slot
@@ -178,8 +177,10 @@ class NodeAgent:
             raise errors.NodeDraining(node=self._node_name)
         if self._draining:
             self._spawn(self._evict(slot))
-        owner = records.Owner(node=self._node, incarnation=incarnation, actor=slot.actor)
-        return protocol.Activated(epoch=slot.epoch, owner=owner)
+        owner = records.Owner(
+            node=self._node, incarnation=incarnation, actor=slot.actor, lane=slot.lane
+        )
+        return protocol.Activated(epoch=slot.epoch, owner=owner, nonce=slot.nonce)
 
     async def _end_forgotten(self, key: records.SessionKey, epoch: int) -> None:
         """End the process here whose claim of that epoch the store has forgotten: it went back.
@@ -221,7 +222,9 @@ class NodeAgent:
                 # Whoever calls the session next has it buried; the node's own room is freed here.
                 log.exception("not vacated", extra={"action": "vacate_failed"})
                 break
+        await asyncio.to_thread(remains.keep, self._maker.kept, slot.folder, slot.key)
         await slots.clean(slot.folder)
+        await asyncio.to_thread(self._maker.kept.trim)
         if self._slots.get((slot.key, slot.epoch)) is slot:
             del self._slots[slot.key, slot.epoch]
         slot.close()
@@ -234,6 +237,7 @@ class NodeAgent:
                 pids = [slot.pid for slot in self._slots.values() if slot.pid is not None]
                 self._reading = self._meter.read(pids)
                 self._beat += 1
+                self._maker.stock.adjust(room=self._room(self._reading))
                 for slot in self._overdue():
                     self._spawn(slot.kill())
                 for slot in self._hung():
@@ -241,6 +245,8 @@ class NodeAgent:
                 for candidate in self._leaving(self._reading):
                     self._spawn(self._by_name(candidate.slot).ask_to_leave())
                 await self._store.nodes.publish_load(self._load(self._reading))
+                if self._beat % TRIM_BEATS == 0:
+                    self._spawn(asyncio.to_thread(self._maker.kept.trim))
             except errors.TorporError as error:
                 log.warning("beat failed: %s", error, extra={"action": "beat_failed"})
             except Exception:
@@ -259,7 +265,14 @@ class NodeAgent:
             cpu=reading.cpu,
             memory=reading.memory,
             draining=self._draining,
+            slots_in_stock=len(self._maker.stock),
         )
+
+    def _room(self, reading: load_meter.Reading) -> int:
+        """Return how many processes the node may hold in stock now."""
+        if self._draining or self._lapsed.is_set() or reading.memory > self._place.memory_low:
+            return 0
+        return self._place.sessions_per_node_max - len(self._slots) - len(self._waking)
 
     def _leaving(self, reading: load_meter.Reading) -> list[eviction.Candidate]:
         candidates = [

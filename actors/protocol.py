@@ -12,12 +12,12 @@ from typing import Any, TypeVar
 import msgspec
 
 from torpor import definition, deployment, errors, messages
-from torpor.storage import keyring, records
+from torpor.storage import kept_workspaces, keyring, records
 
 #: Ray's namespace for everything of ours.
 NAMESPACE = "torpor"
 #: What lies in a slot's folder: the session's files, and the slot board.
-WORKSPACE = "workspace"
+WORKSPACE = kept_workspaces.WORKSPACE
 BOARD = "board"
 
 
@@ -44,13 +44,12 @@ def accept(answer: T | Refusal) -> T:
     return answer
 
 
-def session_actor_name(key: records.SessionKey, epoch: int, attempt: int = 0) -> str:
-    """Return the Ray name of the actor that is to hold one epoch of a session.
+def slot_actor_name(node: str, nonce: str) -> str:
+    """Return the Ray name of the actor that is a node's slot, before and after it is bound.
 
-    Ray gives a name once, so that of several nodes that are asked to wake a session one starts a
-    process. Who holds it may hang or be lost: the next attempt has a name of its own.
+    Short, for the head names it: see `torpor.storage.record_codec`.
     """
-    return f"session/{key}/{epoch}" + (f".{attempt}" if attempt else "")
+    return f"slot/{node[:12]}/{nonce[:12]}"
 
 
 def node_agent_name(node: str) -> str:
@@ -63,6 +62,22 @@ def gateway_name(node: str) -> str:
     return f"gateway/{node}"
 
 
+class Seat(msgspec.Struct, frozen=True, kw_only=True):
+    """One activation of a session: whom to call, and what proves that it is the one meant."""
+
+    key: records.SessionKey
+    epoch: int
+    #: As it is in the head.
+    nonce: str
+    owner: records.Owner
+
+
+def seat_of(head: records.Head) -> Seat:
+    """Return the activation that a head names; it must name one."""
+    assert head.owner is not None  # noqa: S101 — for the type checker
+    return Seat(key=head.key, epoch=head.epoch, nonce=head.nonce, owner=head.owner)
+
+
 class BusyPolicy(enum.StrEnum):
     """What happens to a message that finds the session in the middle of a turn."""
 
@@ -72,7 +87,7 @@ class BusyPolicy(enum.StrEnum):
 
 # --- gateway → node agent (Ray actor `node_agent_name(node)`) -------------------------------------
 # activate(Activate) -> Activated | Refusal
-#     AlreadyWaking, NoCapacity, NodeDraining, Fenced, ActivationFailed, CheckpointCorrupt, …
+#     NoCapacity, NodeDraining, Fenced, ActivationFailed, CheckpointCorrupt, …
 # bury(records.SessionKey, epoch: int) -> bool
 #     the process of that epoch is proven dead, and owns the session no more; may raise
 #     OwnerUnreachable, StoreUnavailable
@@ -92,16 +107,17 @@ class Activate(msgspec.Struct, frozen=True, kw_only=True):
     agent: records.AgentVersion
     #: Seconds until the caller gives up.
     deadline_s: float
-    #: Counts up when whoever was waking the session has not done so for long.
-    attempt: int = 0
+    #: What the gateway has spent on it before.
+    placement_ms: float = 0.0
 
 
 class Activated(msgspec.Struct, frozen=True, kw_only=True):
     """The session is up."""
 
     epoch: int
-    #: As it is in the head.
+    #: Owner and nonce as they are in the head.
     owner: records.Owner
+    nonce: str
 
 
 class AgentDescription(msgspec.Struct, frozen=True, kw_only=True, tag=True):
@@ -114,7 +130,7 @@ class AgentDescription(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     settings: definition.AgentSettings
 
 
-# --- gateway → session actor (the Ray actor that the head names) ----------------------------------
+# --- gateway → session actor (the Ray actor that the head names, or its lane) ---------------------
 # deliver(packed Deliver) -> packed Delivered | Refusal
 #     Fenced when the epoch is not the actor's
 # control(Control) -> Controlled | Refusal
@@ -147,14 +163,6 @@ class Delivered(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     repeated: bool = False
 
 
-# Every message takes this way, and Ray pickles a struct ten times slower than msgspec packs it.
-pack = msgspec.msgpack.Encoder().encode
-unpack_deliver = msgspec.msgpack.Decoder(Deliver).decode
-unpack_delivered: Callable[[bytes], Delivered | Refusal] = msgspec.msgpack.Decoder(
-    Delivered | Refusal
-).decode
-
-
 class Verb(enum.StrEnum):
     """What a person may ask of a resident session."""
 
@@ -172,7 +180,7 @@ class Control(msgspec.Struct, frozen=True, kw_only=True):
     deadline_s: float
 
 
-class Controlled(msgspec.Struct, frozen=True, kw_only=True):
+class Controlled(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """It is done and committed."""
 
     version: int
@@ -200,14 +208,36 @@ class PlaceFile(msgspec.Struct, frozen=True, kw_only=True):
     deadline_s: float
 
 
-class Placed(msgspec.Struct, frozen=True, kw_only=True):
+class Placed(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """The file is in the workspace and committed."""
 
     version: int
 
 
+# Every message takes this way, and Ray pickles a struct ten times slower than msgspec packs it; on
+# a lane everything does.
+pack = msgspec.msgpack.Encoder().encode
+unpack_deliver = msgspec.msgpack.Decoder(Deliver).decode
+unpack_control = msgspec.msgpack.Decoder(Control).decode
+unpack_place_file = msgspec.msgpack.Decoder(PlaceFile).decode
+unpack_epoch = msgspec.msgpack.Decoder(int).decode
+unpack_delivered: Callable[[bytes], Delivered | Refusal] = msgspec.msgpack.Decoder(
+    Delivered | Refusal
+).decode
+unpack_controlled: Callable[[bytes], Controlled | Refusal] = msgspec.msgpack.Decoder(
+    Controlled | Refusal
+).decode
+unpack_placed: Callable[[bytes], Placed | Refusal] = msgspec.msgpack.Decoder(
+    Placed | Refusal
+).decode
+unpack_done: Callable[[bytes], Refusal | None] = msgspec.msgpack.Decoder(Refusal | None).decode
+
+
 # --- node agent → session actor -------------------------------------------------------------------
-# boot(BootSpec) -> Booted | Refusal
+# prepare() -> Prepared | Refusal
+#     everything that can be done before it is known for which session
+# boot(records.Acquire, laps_ms: dict[str, float]) -> Booted | Refusal
+#     binds the process, once; the laps are what the wake has taken so far
 # leave(Leave) -> Controlled | Refusal
 #     NotEvictable when something is under way
 # ping() -> int
@@ -216,11 +246,10 @@ class Placed(msgspec.Struct, frozen=True, kw_only=True):
 #     never returns: the process ends when the session has
 
 
-class BootSpec(msgspec.Struct, frozen=True, kw_only=True):
-    """Everything a fresh process needs to become a session's owner."""
+class SlotSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """What a process is made for: any session of this agent version."""
 
     deployment: deployment.Deployment
-    claim: records.Acquire
     agent: records.AgentVersion
     #: The tenant's own keys, never the deployment's.
     keys: keyring.TenantKeys
@@ -228,10 +257,27 @@ class BootSpec(msgspec.Struct, frozen=True, kw_only=True):
     node_name: str
     #: The slot's folder, made by the node agent; the workspace and the board lie in it.
     slot: pathlib.Path
+    #: The node's address, at which the process listens; empty: it does not.
+    host: str = ""
+
+
+class Prepared(msgspec.Struct, frozen=True, kw_only=True):
+    """The process is up, and waits to be bound."""
+
+    pid: int
+    #: Where it listens; see `records.Owner`.
+    lane: str
+    #: Why it was not forked from a process that had imported everything; empty if it was.
+    not_forked: str
+
+
+class BootSpec(SlotSpec, frozen=True, kw_only=True):
+    """Everything a process needs to become a session's owner."""
+
+    claim: records.Acquire
 
 
 class Booted(msgspec.Struct, frozen=True, kw_only=True):
     """The session is loaded and answers."""
 
     epoch: int
-    pid: int

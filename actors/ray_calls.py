@@ -58,51 +58,36 @@ class RayCalls:
         await self._call(protocol.node_agent_name(node), "drain", timeout_s=timeout_s)
 
     async def deliver(
-        self,
-        owner: records.Owner,
-        key: records.SessionKey,
-        request: protocol.Deliver,
-        *,
-        timeout_s: float,
+        self, seat: protocol.Seat, request: protocol.Deliver, *, timeout_s: float
     ) -> protocol.Delivered:
         """Hand a message to the owner and await the committed turn."""
         packed = protocol.pack(request)
-        answer = await self._call(owner.actor, "deliver", packed, timeout_s=timeout_s)
+        answer = await self._call(seat.owner.actor, "deliver", packed, timeout_s=timeout_s)
         return protocol.accept(protocol.unpack_delivered(answer))
 
     async def control(
-        self,
-        owner: records.Owner,
-        key: records.SessionKey,
-        request: protocol.Control,
-        *,
-        timeout_s: float,
+        self, seat: protocol.Seat, request: protocol.Control, *, timeout_s: float
     ) -> protocol.Controlled:
         """Evict, pause or resume through the owner."""
         answer: protocol.Controlled | protocol.Refusal = await self._call(
-            owner.actor, "control", request, timeout_s=timeout_s
+            seat.owner.actor, "control", request, timeout_s=timeout_s
         )
         return protocol.accept(answer)
 
     async def place_file(
-        self,
-        owner: records.Owner,
-        key: records.SessionKey,
-        request: protocol.PlaceFile,
-        *,
-        timeout_s: float,
+        self, seat: protocol.Seat, request: protocol.PlaceFile, *, timeout_s: float
     ) -> protocol.Placed:
         """Put an uploaded blob into the owner's workspace."""
         answer: protocol.Placed | protocol.Refusal = await self._call(
-            owner.actor, "place_file", request, timeout_s=timeout_s
+            seat.owner.actor, "place_file", request, timeout_s=timeout_s
         )
         return protocol.accept(answer)
 
-    async def drain_inbox(
-        self, owner: records.Owner, key: records.SessionKey, epoch: int, *, timeout_s: float
-    ) -> None:
+    async def drain_inbox(self, seat: protocol.Seat, *, timeout_s: float) -> None:
         """Tell the owner to look into its inbox."""
-        protocol.accept(await self._call(owner.actor, "drain_inbox", epoch, timeout_s=timeout_s))
+        protocol.accept(
+            await self._call(seat.owner.actor, "drain_inbox", seat.epoch, timeout_s=timeout_s)
+        )
 
     async def _call(self, actor: str, method: str, *arguments: object, timeout_s: float) -> Any:
         try:

@@ -19,10 +19,11 @@ from collections.abc import Callable, Sequence
 import msgspec
 
 from torpor import definition, errors, loss, messages
-from torpor.actors import agent_thread, output, ownership, turn_context
+from torpor.actors import agent_thread, output, ownership, stopwatch, turn_context
 from torpor.storage import (
     blobs,
     digests,
+    kept_workspaces,
     records,
     restore,
     snapshot,
@@ -80,7 +81,10 @@ class Waking:
         self.snapshotter = snapshot.Snapshotter(workspace, blobs, self._key.tenant, quota_bytes)
 
     async def wake(
-        self, acquired: records.Acquired, make: Callable[[], definition.Agent]
+        self,
+        acquired: records.Acquired,
+        make: Callable[[], definition.Agent],
+        watch: stopwatch.Stopwatch,
     ) -> agent_thread.AgentThread:
         """Bring files and state back and make them true; `make` makes an agent that has no state.
 
@@ -91,12 +95,14 @@ class Waking:
             Fenced, StoreUnavailable, StorageFull
         """
         found = await self._bring_back(acquired)
+        watch.lap("restore")
         # The files come first: loading the state may look for them.
         os.chdir(self._workspace)
         thread = agent_thread.AgentThread()
         payload = found.payload
         await thread.wake(make if payload is None else functools.partial(state.load, payload))
         self.snapshotter.adopt(found.tree)
+        watch.lap("load")
         if found.error is not None:
             await self._make_true(found, found.error, thread)
         return thread
@@ -157,7 +163,10 @@ class Waking:
 
     def _with_files(self, point: records.RestorePoint, payload: memoryview | None) -> Found:
         """Bring all files of a version back, or none."""
-        tree = restore.restore(point.manifest, self._workspace, self._blobs, self._key.tenant)
+        slot, tenant = self._workspace.parent, self._key.tenant
+        tree = kept_workspaces.put_back(slot, self._key, point.manifest, self._blobs)
+        if tree is None:
+            tree = restore.restore(point.manifest, self._workspace, self._blobs, tenant)
         return Found(point=point, payload=payload, tree=tree)
 
     async def _make_true(

@@ -19,7 +19,9 @@ from torpor.actors import (
     output,
     ownership,
     protocol,
+    remains,
     slot_board,
+    stopwatch,
     turn_context,
     turn_record,
     usage,
@@ -50,6 +52,7 @@ class Residence:
         settings: definition.AgentSettings,
         spec: protocol.BootSpec,
         clock: clock.Clock,
+        watch: stopwatch.Stopwatch,
     ) -> None:
         self._owned = owned
         self._thread = thread
@@ -62,13 +65,13 @@ class Residence:
         self._spec = spec
         self._key = spec.claim.key
         self._deltas = deltas.Deltas(store.feed, self._key, clock)
+        self._clock = clock
+        self._watch = watch
         self._history = turn_context.OwnerHistory(owned.history, asyncio.get_running_loop())
         self._mailbox = mailbox.Mailbox(self._key.session)
         self._phase = lifecycle.Phase.BOOTING
-        self._woken: turn_context.Draft | None = turn_context.Draft(
-            type=messages.SESSION_WOKEN,
-            data={"node": spec.node_name, "epoch": owned.head.epoch},
-        )
+        #: Whether the history has been told of this activation.
+        self._told = False
 
     @property
     def epoch(self) -> int:
@@ -180,6 +183,7 @@ class Residence:
         self, message: messages.Message, body_digest: str, *, consumed: tuple[str, ...]
     ) -> protocol.Delivered:
         self._move(lifecycle.Signal.BEGAN)
+        self._watch.restart()
         began_s, cpu_before_ms = time.monotonic(), usage.cpu_ms()
         ctx = turn_context.TurnContext(
             key=self._key,
@@ -296,6 +300,7 @@ class Residence:
             if released:
                 self._move(lifecycle.Signal.RELEASED)
                 await self._thread.evict()
+                await self._leave_workspace()
                 return protocol.Controlled(version=self._owned.head.version)
             self._move(lifecycle.Signal.CALLED_BACK)
             await self._drain_inbox()
@@ -303,12 +308,30 @@ class Residence:
                 return protocol.Controlled(version=self._owned.head.version)
         raise errors.NotEvictable("messages keep arriving", session=self._key.session)
 
+    async def _leave_workspace(self) -> None:
+        """Leave the files for a wake on this node; one that does not find them restores them."""
+        tree = self._snapshotter.adopted
+        if tree.digest != self._owned.head.manifest:
+            return
+        try:
+            await asyncio.to_thread(
+                remains.leave,
+                self._spec.slot,
+                self._key,
+                tree,
+                self._snapshotter.restored,
+                self._clock.now_ms(),
+            )
+        except OSError as error:
+            log.warning("files not left: %s", error, extra={"action": "files_not_left"})
+
     async def _commit(self, change: ownership.Change) -> records.Committed:
         """Commit from phase WORKING (or IDLE, for bookkeeping); a failure ends this activation."""
         if self._phase is lifecycle.Phase.IDLE:
             self._move(lifecycle.Signal.BEGAN)
-        if self._woken is not None and change.drafts:
-            change = msgspec.structs.replace(change, drafts=(self._woken, *change.drafts))
+        telling = not self._told and bool(change.drafts)
+        if telling:
+            change = msgspec.structs.replace(change, drafts=(self._woken(), *change.drafts))
         try:
             committed = await self._owned.commit(change)
         except (errors.Fenced, errors.SessionDeleted):
@@ -317,14 +340,23 @@ class Residence:
         except errors.TorporError:
             await self._spoil()
             raise
-        if change.drafts:
-            self._woken = None
+        self._told |= telling
         self._move(lifecycle.Signal.COMMITTED)
         if committed.duplicate:
             # Its answer was lost, and to learn it the session was claimed anew, under another epoch
             # than callers know this process by.
             await self._spoil()
         return committed
+
+    def _woken(self) -> turn_context.Draft:
+        """Return the event that begins this activation, with what the wake has taken."""
+        self._watch.lap("first_turn")
+        data = {
+            "node": self._spec.node_name,
+            "epoch": self._owned.head.epoch,
+            "took_ms": self._watch.laps_ms,
+        }
+        return turn_context.Draft(type=messages.SESSION_WOKEN, data=data)
 
     async def _tidy(self) -> None:
         """Between jobs: keep the hot tail bounded. A failure here costs nothing but another try."""

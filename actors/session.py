@@ -8,22 +8,28 @@ import asyncio
 import logging
 import os
 import time
-from typing import Any
+from typing import Any, NamedTuple
 
+import msgspec
 import ray
 
 from torpor import clock, definition, errors, probes
 from torpor.actors import (
     agent_code,
     agent_thread,
+    lane_address,
+    lane_frames,
+    lane_server,
     lifecycle,
     mailbox,
     output,
     ownership,
     protocol,
+    ray_compat,
     recovery,
     residence,
     slot_board,
+    stopwatch,
 )
 from torpor.storage import local_blobs, records, redis_store, snapshot
 
@@ -39,34 +45,91 @@ NOT_THE_OWNER = "this process does not own that epoch"
 class AgentSession:
     """A session's owner, as gateways and the node agent call it. Errors return as `Refusal`."""
 
-    def __init__(self) -> None:
+    def __init__(self, spec: protocol.SlotSpec) -> None:
+        self._spec = spec
+        self._equipment: Equipment | None = None
         self._residence: residence.Residence | None = None
         self._living: asyncio.Task[None] | None = None
+        self._bound = False
         self._booted = asyncio.Event()
         self._over = asyncio.Event()
+        self._lane: lane_server.LaneServer | None = None
 
-    async def boot(self, spec: protocol.BootSpec) -> protocol.Booted | protocol.Refusal:
-        """Claim the session and load it; on a refusal nothing is owned and the process ends."""
+    async def prepare(self) -> protocol.Prepared | protocol.Refusal:
+        """Do all that does not depend on the session, before anybody waits for it."""
         try:
-            return await self._boot(spec)
+            self._equipment = await _equip(self._spec)
+            lane = await self._listen()
+        except errors.TorporError as error:
+            self._end()
+            return protocol.refuse(error)
+        why = "" if ray_compat.FORKED_BY in os.environ else os.environ.get(ray_compat.NOT_FORKED)
+        unknown = "its node was not started with `torpor node start`"
+        return protocol.Prepared(
+            pid=os.getpid(), lane=lane, not_forked=unknown if why is None else why
+        )
+
+    async def boot(
+        self, claim: records.Acquire, laps_ms: dict[str, float]
+    ) -> protocol.Booted | protocol.Refusal:
+        """Claim the session and load it; on a refusal nothing is owned and the process ends.
+
+        A process is bound once, whatever becomes of it.
+        """
+        if self._bound or self._equipment is None:
+            return protocol.refuse(errors.Fenced("this process was bound before"))
+        self._bound = True
+        try:
+            return await self._boot(claim, self._equipment, stopwatch.Stopwatch(laps_ms))
         finally:
             self._booted.set()
 
-    async def _boot(self, spec: protocol.BootSpec) -> protocol.Booted | protocol.Refusal:
+    async def _boot(
+        self, claim: records.Acquire, equipment: "Equipment", watch: stopwatch.Stopwatch
+    ) -> protocol.Booted | protocol.Refusal:
+        if self._lane is not None:
+            # Before the claim, since the head that it writes names the lane.
+            self._lane.secret = lane_frames.Secret(claim.key, claim.observed_epoch + 1, claim.nonce)
+        probes.reach(probes.Point.BOUND, session=str(claim.key), slot=str(self._spec.slot))
+        spec = protocol.BootSpec(**msgspec.structs.asdict(self._spec), claim=claim)
         try:
-            self._residence = await _take_up_residence(spec)
+            self._residence = await _take_up_residence(spec, equipment, watch)
         except errors.TorporError as error:
-            self._over.set()
+            self._end()
             return protocol.refuse(error)
         except Exception as error:
             log.exception("boot failed", extra={"action": "boot_failed"})
-            self._over.set()
+            self._end()
             return protocol.refuse(
                 errors.ActivationFailed(f"the session could not be loaded: {error!r}")
             )
-        self._residence.put(protocol.DrainInbox())
         self._living = asyncio.create_task(self._live(self._residence))
-        return protocol.Booted(epoch=self._residence.epoch, pid=os.getpid())
+        return protocol.Booted(epoch=self._residence.epoch)
+
+    async def _listen(self) -> str:
+        """Listen for gateways; returns the lane's address, empty if there is none."""
+        if not self._spec.host:
+            return ""
+        self._lane = lane_server.LaneServer(None, self.serve)
+        try:
+            return await self._lane.listen(self._spec.host, lane_address.sockets_folder())
+        except OSError as error:
+            log.warning("no lane: %s", error, extra={"action": "no_lane"})
+            return ""
+
+    async def serve(self, kind: lane_frames.Kind, payload: bytes) -> bytes:
+        """Answer a call that came by the lane, as if Ray had brought it."""
+        answer: object
+        match kind:
+            case lane_frames.Kind.DELIVER:
+                return await self.deliver(payload)
+            case lane_frames.Kind.CONTROL:
+                answer = await self.control(protocol.unpack_control(payload))
+            case lane_frames.Kind.PLACE_FILE:
+                answer = await self.place_file(protocol.unpack_place_file(payload))
+            case lane_frames.Kind.DRAIN_INBOX:
+                answer = await self.drain_inbox(protocol.unpack_epoch(payload))
+        return protocol.pack(answer)
 
     async def deliver(self, packed: bytes) -> bytes:
         """Handle a message in its turn; request and answer are packed."""
@@ -118,7 +181,14 @@ class AgentSession:
         """Await the session's end, then end the process."""
         await self._over.wait()
         await asyncio.sleep(LINGER_S)
+        if self._lane is not None:
+            self._lane.close()
         ray.actor.exit_actor()
+
+    def _end(self) -> None:
+        if self._lane is not None:
+            self._lane.close()
+        self._over.set()
 
     async def _up(self) -> residence.Residence | None:
         """Await the boot, which the node's agent bounds: the head names this owner before its end.
@@ -154,27 +224,52 @@ class AgentSession:
         return await job.answer
 
 
-async def _take_up_residence(spec: protocol.BootSpec) -> residence.Residence:
-    """Import, claim, load: everything that can fail before the claim comes before it."""
+class Equipment(NamedTuple):
+    """What a process has before it is bound."""
+
+    make: type[definition.Agent]
+    store: redis_store.RedisStore
+    blobs: local_blobs.LocalBlobStore
+
+
+async def _equip(spec: protocol.SlotSpec) -> Equipment:
+    """Import and connect.
+
+    Raises:
+        AgentImportFailed, StoreUnavailable, StoreBelowDurability
+    """
+    made = Equipment(
+        agent_code.load(spec.agent.import_path),
+        redis_store.open(spec.deployment, reads_wait=False),
+        local_blobs.LocalBlobStore(spec.deployment.storage),
+    )
+    # Connects, and learns now what the first write would ask for.
+    await made.store.check_durability()
+    return made
+
+
+async def _take_up_residence(
+    spec: protocol.BootSpec, equipment: Equipment, watch: stopwatch.Stopwatch
+) -> residence.Residence:
+    """Claim and load: what can fail before the claim comes before it."""
     key, place = spec.claim.key, spec.deployment
+    store, blobs = equipment.store, equipment.blobs
     board = slot_board.SlotBoard(spec.slot / protocol.BOARD, os.getpid())
-    make = agent_code.load(spec.agent.import_path)
     captures = output.Captures(
         output.SessionLog(output.log_folder(place.storage, key), spec.claim.observed_epoch + 1)
     )
-    store = redis_store.open(place, reads_wait=False)
-    blobs = local_blobs.LocalBlobStore(place.storage)
     owned = ownership.Ownership(
         store=store, blobs=blobs, keys=spec.keys, clock=clock.SystemClock(), agent=spec.agent
     )
     acquired = await owned.claim(spec.claim)
+    watch.lap("acquire")
     try:
-        thread, snapshotter = await _load(spec, owned, acquired, make, store, blobs)
+        thread, snapshotter = await _load(spec, owned, acquired, equipment, watch)
     except BaseException:
         await owned.abandon()
         board.show(lifecycle.Phase.ENDED)
         raise
-    return residence.Residence(
+    made = residence.Residence(
         owned=owned,
         thread=thread,
         snapshotter=snapshotter,
@@ -185,26 +280,30 @@ async def _take_up_residence(spec: protocol.BootSpec) -> residence.Residence:
         settings=spec.agent.settings,
         spec=spec,
         clock=clock.SystemClock(),
+        watch=watch,
     )
+    if acquired.inbox:
+        # What is accepted from now on is followed by a call that says so.
+        made.put(protocol.DrainInbox())
+    return made
 
 
 async def _load(
     spec: protocol.BootSpec,
     owned: ownership.Ownership,
     acquired: records.Acquired,
-    make: type[definition.Agent],
-    store: redis_store.RedisStore,
-    blobs: local_blobs.LocalBlobStore,
+    equipment: Equipment,
+    watch: stopwatch.Stopwatch,
 ) -> tuple[agent_thread.AgentThread, snapshot.Snapshotter]:
     session = str(spec.claim.key)
     probes.reach(probes.Point.RESTORE_BEFORE, session=session)
     waking = recovery.Waking(
         owned,
-        store,
-        blobs,
+        equipment.store,
+        equipment.blobs,
         spec.slot / protocol.WORKSPACE,
         spec.agent.settings.workspace_quota_bytes,
     )
-    thread = await waking.wake(acquired, make)
+    thread = await waking.wake(acquired, equipment.make, watch)
     probes.reach(probes.Point.RESTORE_AFTER, session=session, version=owned.head.version)
     return thread, waking.snapshotter

@@ -7,14 +7,25 @@ import os
 import pathlib
 import shutil
 import signal
-from collections.abc import Callable
+import sys
+import time
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import ray
 
-from torpor import deployment, errors
-from torpor.actors import protocol, session, slot_board
-from torpor.storage import keyring, records
+from torpor import clock, deployment, errors, ids
+from torpor.actors import (
+    lane_address,
+    protocol,
+    ray_compat,
+    remains,
+    session,
+    slot_board,
+    slot_stock,
+    stopwatch,
+)
+from torpor.storage import kept_workspaces, keyring, records, store
 
 log = logging.getLogger(__name__)
 
@@ -23,6 +34,8 @@ log = logging.getLogger(__name__)
 DEATH_TIMEOUT_S = 10.0
 #: An owner that answers a ping within this lives.
 PING_TIMEOUT_S = 2.0
+#: A process that imports everything anew, on a machine that starts several.
+START_TIMEOUT_S = 60.0
 #: A session that is asked to leave does so within this, or is asked whether it lives.
 LEAVE_TIMEOUT_S = 30.0
 
@@ -30,23 +43,75 @@ LEAVE_TIMEOUT_S = 30.0
 class Slot:
     """One session process on this node, from its creation to the removal of what it left."""
 
-    def __init__(
-        self, key: records.SessionKey, epoch: int, nonce: str, actor: str, folder: pathlib.Path
-    ) -> None:
-        self.key = key
-        self.epoch = epoch
-        self.nonce = nonce
+    def __init__(self, kind: slot_stock.Kind, actor: str, folder: pathlib.Path) -> None:
+        self.kind = kind
         #: The Ray actor's name.
         self.actor = actor
         self.folder = folder
-        self.agent: records.AgentVersion
         self.handle: Any = None
         self.pid: int | None = None
+        #: Where the process listens; see `records.Owner`.
+        self.lane = ""
         self.board: slot_board.SlotBoardReader | None = None
         #: Whether it is being asked to leave.
         self.leaving = False
         #: Set once the process is proven dead.
         self.dead = asyncio.Event()
+        #: Called once, with the process's death.
+        self.on_death: Callable[[Slot], None] = lambda _: None
+        # What it is bound to.
+        self.key: records.SessionKey
+        self.epoch = 0
+        self.nonce = ""
+
+    @property
+    def agent(self) -> records.AgentVersion:
+        """Whose sessions it is for."""
+        return self.kind.agent
+
+    @property
+    def lives(self) -> bool:
+        """Whether its process runs."""
+        return self.pid is not None and not self.dead.is_set()
+
+    def bind(
+        self, key: records.SessionKey, epoch: int, nonce: str, on_death: Callable[["Slot"], None]
+    ) -> None:
+        """Make it that activation's, for good."""
+        self.key, self.epoch, self.nonce, self.on_death = key, epoch, nonce, on_death
+
+    def watch(self) -> None:
+        """Have `on_death` called as soon as the process ends: the kernel tells, nobody polls."""
+        loop = asyncio.get_running_loop()
+        assert self.pid is not None  # noqa: S101 — for the type checker
+        try:
+            descriptor = os.pidfd_open(self.pid)
+        except ProcessLookupError:
+            loop.call_soon(self._died)
+            return
+
+        def ended() -> None:
+            loop.remove_reader(descriptor)
+            os.close(descriptor)
+            self._died()
+
+        loop.add_reader(descriptor, ended)
+
+    def _died(self) -> None:
+        self.dead.set()
+        self.on_death(self)
+
+    async def end(self) -> None:
+        """End its process, whatever it does."""
+        if self.handle is not None:
+            ray.kill(self.handle)
+        with contextlib.suppress(errors.OwnerUnreachable):
+            await self.kill()
+
+    async def discard(self) -> None:
+        """End it, and remove what it has."""
+        await self.end()
+        await clean(self.folder)
 
     def activity(self) -> slot_board.Activity | None:
         """Return what its board says; None before there is one."""
@@ -105,16 +170,32 @@ class Slot:
 
 
 class SlotMaker:
-    """Makes slots for one incarnation of a node's agent."""
+    """Makes slots for one incarnation of a node's agent, and keeps some in stock."""
 
     def __init__(
-        self, place: deployment.Deployment, keys: keyring.Keyring, *, node: str, node_name: str
+        self,
+        place: deployment.Deployment,
+        keys: keyring.Keyring,
+        sessions: store.Sessions,
+        *,
+        node: str,
+        node_name: str,
     ) -> None:
         self._place = place
+        self._sessions = sessions
         self._keys = keys
         self._node = node
         self._node_name = node_name
         self._root = place.scratch / node_name / "slots"
+        self._host = ray.util.get_node_ip_address() if place.lanes else ""
+        self.stock: slot_stock.Stock[Slot] = slot_stock.Stock(
+            self.start, clock.SystemClock(), starts_max=place.activations_per_node_max
+        )
+        self.kept = kept_workspaces.KeptWorkspaces(
+            place.scratch / node_name / "kept", clock.SystemClock()
+        )
+        #: Each reason is told once for each kind.
+        self._told: set[tuple[tuple[str, str, int], str]] = set()
         # Wrapped once: wrapping again would export the class to the cluster again.
         self._actor_class: Any = ray.remote(session.AgentSession)
 
@@ -125,103 +206,160 @@ class SlotMaker:
         nonce: str,
         on_death: Callable[[Slot], None],
     ) -> Slot:
-        """Start a process and let it claim and load the session.
+        """Take a slot and let it claim and load the session.
 
         Raises:
-            AlreadyWaking: this attempt is under way elsewhere.
+            NoCapacity: too many wait for a slot.
+            Fenced: the session was woken elsewhere meanwhile.
             TorporError: what the boot was refused with; the process is gone or about to be.
         """
-        epoch = request.observed_epoch + 1
-        name = f"{request.key.tenant}.{request.key.session}.{epoch}.{nonce[:8]}"
-        actor = protocol.session_actor_name(request.key, epoch, request.attempt)
-        slot = Slot(request.key, epoch, nonce, actor, self._root / name)
-        slot.agent = request.agent
-        try:
-            slot.folder.mkdir(parents=True)
-            slot.handle = await asyncio.to_thread(self._create, actor)
-            spec = self._spec(request, incarnation, nonce, actor, slot.folder)
-            boot = slot.handle.boot.remote(spec)
-            booted = protocol.accept(await asyncio.wait_for(boot, request.deadline_s))
-        except ray.exceptions.ActorAlreadyExistsError as error:
-            await self._discard(slot)
-            raise errors.AlreadyWaking(session=str(request.key)) from error
-        except (OSError, ray.exceptions.RayError, ValueError) as error:
-            await self._discard(slot)
-            raise errors.ActivationFailed(
-                f"the session's process did not come up: {type(error).__name__}: {error}",
-                session=str(request.key),
-            ) from error
-        except errors.TorporError:
-            await self._discard(slot)
-            raise
-        slot.pid = booted.pid
-        slot.handle.run_until_ended.remote()
-        _watch(slot, on_death)
+        kind = slot_stock.Kind(tenant=request.key.tenant, agent=request.agent)
+        ends_s = time.monotonic() + request.deadline_s
+        watch = stopwatch.Stopwatch({"placement": request.placement_ms})
+        slot = await self._take(kind, request)
+        slot.bind(request.key, request.observed_epoch + 1, nonce, on_death)
+        claim = records.Acquire(
+            key=request.key,
+            observed_epoch=request.observed_epoch,
+            observed_incarnation=request.observed_incarnation,
+            owner=records.Owner(
+                node=self._node, incarnation=incarnation, actor=slot.actor, lane=slot.lane
+            ),
+            nonce=nonce,
+        )
+        with _failures(str(request.key)):
+            try:
+                if request.key in self.kept:
+                    await asyncio.to_thread(self.kept.take, request.key, slot.folder)
+                watch.lap("slot")
+                boot = slot.handle.boot.remote(claim, watch.laps_ms)
+                left_s = ends_s - time.monotonic()
+                protocol.accept(await asyncio.wait_for(boot, left_s))
+            except BaseException:
+                # Nobody else gets it, whatever it has done by now.
+                slot.on_death = lambda _: None
+                await self._give_up(slot, claim)
+                raise
         return slot
 
-    def _create(self, actor: str) -> object:
+    async def _give_up(self, slot: Slot, claim: records.Acquire) -> None:
+        """End a slot whose boot failed; the files that it was given stay on the node."""
+        await slot.end()
+        with contextlib.suppress(errors.TorporError):
+            # It may have claimed the session. Who calls next would only learn that it is dead.
+            await self._sessions.vacate(
+                slot.key,
+                epoch=slot.epoch,
+                incarnation=claim.owner.incarnation,
+                nonce=slot.nonce,
+            )
+        if slot.dead.is_set():
+            await asyncio.to_thread(remains.keep, self.kept, slot.folder, slot.key)
+        await clean(slot.folder)
+
+    async def _take(self, kind: slot_stock.Kind, request: protocol.Activate) -> Slot:
+        waits = not self.stock.has(kind)
+        try:
+            async with asyncio.timeout(request.deadline_s):
+                slot = await self.stock.take(kind)
+        except TimeoutError:
+            raise errors.NoCapacity("no slot came up in time", node=self._node_name) from None
+        if not waits:
+            return slot
+        # It took a while: others may have been asked too, and the process need not be wasted.
+        try:
+            if (await self._sessions.head(request.key)).epoch != request.observed_epoch:
+                raise errors.Fenced(session=request.key.session)
+        except BaseException:
+            self.stock.give_back(kind, slot)
+            raise
+        return slot
+
+    async def start(self, kind: slot_stock.Kind) -> Slot:
+        """Start a process that waits to be bound.
+
+        Raises:
+            ActivationFailed: it did not come up.
+            AgentImportFailed, StoreUnavailable, StoreBelowDurability
+        """
+        nonce = ids.nonce()
+        name = f"{kind.tenant}.{kind.agent.name}.{kind.agent.version}.{nonce[:12]}"
+        actor = protocol.slot_actor_name(self._node, nonce)
+        slot = Slot(kind, actor, self._root / name)
+        with _failures(kind.agent.name):
+            try:
+                slot.folder.mkdir(parents=True)
+                slot.handle = await asyncio.to_thread(self._create, kind, slot)
+                prepare = slot.handle.prepare.remote()
+                answer: protocol.Prepared | protocol.Refusal = await asyncio.wait_for(
+                    prepare, START_TIMEOUT_S
+                )
+                prepared = protocol.accept(answer)
+            except BaseException:
+                await slot.discard()
+                raise
+        slot.pid, slot.lane = prepared.pid, prepared.lane
+        slot.handle.run_until_ended.remote()
+        slot.watch()
+        self._tell_once(kind, prepared.not_forked)
+        return slot
+
+    def _create(self, kind: slot_stock.Kind, slot: Slot) -> object:
+        recipe = ray_compat.Recipe(
+            tenant=kind.tenant,
+            agent=kind.agent.name,
+            version=kind.agent.version,
+            import_path=kind.agent.import_path,
+            sys_path=tuple(path for path in sys.path if path),
+        )
+        spec = protocol.SlotSpec(
+            deployment=self._place,
+            agent=kind.agent,
+            keys=self._keys.for_tenant(kind.tenant),
+            node_name=self._node_name,
+            slot=slot.folder,
+            host=self._host,
+        )
         return self._actor_class.options(
-            name=actor,
+            name=slot.actor,
             namespace=protocol.NAMESPACE,
             num_cpus=0,
             max_restarts=0,
             max_concurrency=session.CONCURRENCY_MAX,
             label_selector={"ray.io/node-id": self._node},
             enable_task_events=False,
-        ).remote()
+            runtime_env=ray_compat.forked(recipe),
+        ).remote(spec)
 
-    def _spec(
-        self,
-        request: protocol.Activate,
-        incarnation: str,
-        nonce: str,
-        actor: str,
-        folder: pathlib.Path,
-    ) -> protocol.BootSpec:
-        return protocol.BootSpec(
-            deployment=self._place,
-            claim=records.Acquire(
-                key=request.key,
-                observed_epoch=request.observed_epoch,
-                observed_incarnation=request.observed_incarnation,
-                owner=records.Owner(node=self._node, incarnation=incarnation, actor=actor),
-                nonce=nonce,
-            ),
-            agent=request.agent,
-            keys=self._keys.for_tenant(request.key.tenant),
-            node_name=self._node_name,
-            slot=folder,
-        )
-
-    async def _discard(self, slot: Slot) -> None:
-        if slot.handle is not None:
-            ray.kill(slot.handle)
-        await clean(slot.folder)
+    def _tell_once(self, kind: slot_stock.Kind, not_forked: str) -> None:
+        if not_forked and (kind.name, not_forked) not in self._told:
+            self._told.add((kind.name, not_forked))
+            log.warning(
+                "sessions of %s on node %s start from nothing, as Ray's workers do: %s",
+                kind.agent.name,
+                self._node_name,
+                not_forked,
+                extra={"action": "not_forked"},
+            )
 
     async def clean_leftovers(self) -> None:
         """Remove what earlier incarnations of this node left: processes first, then folders."""
         for folder in sorted(self._root.glob("*")):
             await clean(folder)
+        await asyncio.to_thread(self.kept.clean_leftovers)
+        await asyncio.to_thread(lane_address.clean_leftovers, lane_address.sockets_folder())
 
 
-def _watch(slot: Slot, on_death: Callable[[Slot], None]) -> None:
-    """Call `on_death` once, as soon as the process ends: the kernel tells, nobody polls."""
-    loop = asyncio.get_running_loop()
-    assert slot.pid is not None  # noqa: S101 — for the type checker
+@contextlib.contextmanager
+def _failures(whose: str) -> Iterator[None]:
+    """Turn what Ray and the system raise into `ActivationFailed`."""
     try:
-        descriptor = os.pidfd_open(slot.pid)
-    except ProcessLookupError:
-        slot.dead.set()
-        loop.call_soon(on_death, slot)
-        return
-
-    def ended() -> None:
-        loop.remove_reader(descriptor)
-        os.close(descriptor)
-        slot.dead.set()
-        on_death(slot)
-
-    loop.add_reader(descriptor, ended)
+        yield
+    except (OSError, ray.exceptions.RayError, ValueError) as error:
+        raise errors.ActivationFailed(
+            f"the session's process did not come up: {type(error).__name__}: {error}",
+            session=whose,
+        ) from error
 
 
 async def clean(folder: pathlib.Path) -> None:

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import random
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 import psutil
@@ -47,7 +47,7 @@ async def balance(here: world.World) -> list[figures.Figure]:
     busied = (await here.client.admin.nodes())[1]
     outsider: Any = (
         ray.remote(Outsider)
-        .options(num_cpus=0, label_selector={"ray.io/node-id": busied.id})  # type: ignore[attr-defined]
+        .options(num_cpus=0, label_selector={"ray.io/node-id": busied.id})
         .remote()
     )
     outsider.burn.remote(OUTSIDE_CORES, 600.0)
@@ -118,7 +118,7 @@ def _cpu_s() -> dict[tuple[int, str, int], float]:
 
 
 def _busiest_over_mean(
-    sessions: Iterable[tuple[int, float]], nodes: list[int], outside: Mapping[int, float]
+    sessions: Iterable[tuple[int, float]], nodes: list[int], outside: dict[int, float]
 ) -> float:
     load = dict.fromkeys(nodes, 0.0) | outside
     for node, used in sessions:

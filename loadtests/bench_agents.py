@@ -30,8 +30,12 @@ class Librarian(torpor.Agent):
     """Keeps many files and changes one of them a turn."""
 
     async def on_message(self, ctx: torpor.Context, message: torpor.Message) -> str:
-        """`make N`, `change I`, or `walk`: returns the seconds that a bare walk took."""
+        """`make N`, `fill FIRST COUNT BYTES`, `change I`, `walk` (the seconds of a bare walk)."""
         verb, _, argument = message.text.partition(" ")
+        if verb == "fill":
+            first, count, size_bytes = map(int, argument.split())
+            fill(pathlib.Path(), first, count, size_bytes)
+            return argument
         if verb == "make":
             for i in range(int(argument)):
                 _write(i, f"volume {i}")
@@ -39,13 +43,27 @@ class Librarian(torpor.Agent):
         if verb == "change":
             _write(0, f"volume {argument}, revised")
             return argument
-        began_s = time.perf_counter()
-        _walk(".")
-        return str(time.perf_counter() - began_s)
+        if verb == "walk":
+            began_s = time.perf_counter()
+            _walk(".")
+            return str(time.perf_counter() - began_s)
+        return message.text
+
+
+def fill(folder: pathlib.Path, first: int, count: int, size_bytes: int) -> None:
+    """Write files of random bytes, a hundred folders of them in the end."""
+    for number in range(first, first + count):
+        path = folder / _place(number)
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(os.urandom(size_bytes))
+
+
+def _place(number: int) -> pathlib.Path:
+    return pathlib.Path(f"shelf-{number % 100:02}", f"book-{number:05}.txt")
 
 
 def _write(number: int, text: str) -> None:
-    path = pathlib.Path(f"shelf-{number % 100:02}", f"book-{number:05}.txt")
+    path = _place(number)
     path.parent.mkdir(exist_ok=True)
     path.write_text(text)
 

@@ -9,15 +9,15 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import grpc
-import ray
 import redis
 
-MESSAGE = b"m" * 200
+from loadtests import ray_actors
+
 #: What a commit of the benchmark's agent carries: its state, and the turn's two events.
 COMMIT_BYTES = 2_048 + 2 * 300
 
-# The least that a fenced commit can be: compare, then write as many bytes.
-_FENCED = """
+#: The least that a fenced commit can be: compare, then write as many bytes.
+FENCED_SCRIPT = """
 if redis.call('HGET', KEYS[1], 'epoch') ~= ARGV[1] then return 'FENCED' end
 if redis.call('HGET', KEYS[1], 'nonce') ~= ARGV[2] then return 'FENCED' end
 redis.call('SET', KEYS[2], ARGV[3])
@@ -25,20 +25,12 @@ return redis.call('HINCRBY', KEYS[1], 'version', 1)
 """
 
 
-class Echo:
-    """A stock Ray actor."""
-
-    def echo(self, message: bytes) -> bytes:
-        """Return what came."""
-        return message
-
-
 def _serve_echo(port: Any) -> None:
     async def serve() -> None:
         async def echo(message: bytes, _: Any) -> bytes:
             return message
 
-        handler = grpc.unary_unary_rpc_method_handler(echo)  # type: ignore[arg-type]
+        handler: Any = grpc.unary_unary_rpc_method_handler(echo)
         server = grpc.aio.server()
         server.add_generic_rpc_handlers(
             (grpc.method_handlers_generic_handler("floor.Floor", {"Echo": handler}),)
@@ -60,8 +52,8 @@ async def grpc_echo() -> AsyncIterator[Callable[[], Any]]:
     process.start()
     number = await asyncio.to_thread(port.get)
     async with grpc.aio.insecure_channel(f"127.0.0.1:{number}") as channel:
-        call = channel.unary_unary("/floor.Floor/Echo")
-        yield lambda: call(MESSAGE)
+        call: Any = channel.unary_unary("/floor.Floor/Echo")
+        yield lambda: call(ray_actors.MESSAGE)
     process.terminate()
 
 
@@ -69,20 +61,9 @@ def fenced_script(store_url: str) -> Callable[[], object]:
     """Return a blocking call of the bare fenced script, on the deployment's own store."""
     client = redis.Redis.from_url(store_url)
     client.hset("{floor}:head", mapping={"epoch": 1, "nonce": "n", "version": 0})
-    script = client.register_script(_FENCED)
+    script = client.register_script(FENCED_SCRIPT)
     keys, data = ["{floor}:head", "{floor}:state"], os.urandom(COMMIT_BYTES)
     return lambda: script(keys=keys, args=["1", "n", data])
-
-
-# Wrapped once: wrapping again would export the class to the cluster again, at the floor's expense.
-_STOCK: Any = ray.remote(Echo)
-
-
-def stock_actor(node: str) -> Any:
-    """Return a stock actor on a node, up and answering."""
-    actor = _STOCK.options(num_cpus=0, label_selector={"ray.io/node-id": node}).remote()
-    ray.get(actor.echo.remote(MESSAGE))
-    return actor
 
 
 def timed_s(call: Callable[[], object]) -> float:

@@ -5,6 +5,7 @@ import collections
 import contextlib
 import logging
 import random
+import time
 
 from torpor import clock, errors
 from torpor.actors import calls, protocol
@@ -17,12 +18,6 @@ log = logging.getLogger(__name__)
 NODES_TRIED_MAX = 8
 #: Times that another claim may come first before the caller is told to try again.
 ROUNDS_MAX = 4
-#: How often the head is looked at while another gateway's node wakes the session.
-OTHERS_POLL_S = 0.2
-#: Whoever wakes it for longer than this may have hung or been lost: another attempt is begun beside
-#: it, and the claim decides. Each further one is waited for twice as long: where waking takes long,
-#: more attempts would make it take longer.
-OTHERS_PATIENCE_S = 5.0
 #: A node that has not woken a session by then is given up; the claim decides if both succeed.
 ACTIVATE_TIMEOUT_S = 30.0
 #: Agent versions never change; as many as one gateway plausibly serves.
@@ -38,6 +33,7 @@ class _Flight:
 
     def __init__(self, until: deadline.Deadline) -> None:
         self.until = until
+        self.began_s = time.monotonic()
         self.suspect_epoch = 0
         self.task: asyncio.Task[directory.Located]
 
@@ -51,16 +47,16 @@ class Activator:
         reach: calls.Calls,
         view: cluster_view.ClusterView,
         hints: directory.Directory,
-        time: clock.Clock,
+        ticks: clock.Clock,
         rng: random.Random,
     ) -> None:
         self._store = stored
         self._calls = reach
         self._view = view
         self._directory = hints
-        self._clock = time
+        self._clock = ticks
         self._rng = rng
-        self.inquiry = standing.Inquiry(stored.nodes, reach, time, rng)
+        self.inquiry = standing.Inquiry(stored.nodes, reach, ticks, rng)
         self._agents: lru.Lru[tuple[str, str, int], records.AgentVersion] = lru.Lru(AGENTS_KEPT_MAX)
         self._flights: dict[records.SessionKey, _Flight] = {}
 
@@ -143,18 +139,9 @@ class Activator:
         self, key: records.SessionKey, flight: _Flight, head: records.Head | None
     ) -> directory.Located:
         refused: set[str] = set()
-        attempt = rounds = 0
-        while rounds < ROUNDS_MAX:
+        for _ in range(ROUNDS_MAX):
             head = head or await self._store.sessions.head(key)
-            try:
-                located = await self._owner_of(head, flight, refused, attempt)
-            except errors.AlreadyWaking:
-                # No round of its own: it ends with the flight's deadline.
-                changed = await self._changes_hands(head, flight.until, attempt)
-                attempt = 0 if changed else attempt + 1
-                head = None
-                continue
-            rounds += 1
+            located = await self._owner_of(head, flight, refused)
             if located is not None:
                 self._directory.put(key, located)
                 return located
@@ -165,35 +152,23 @@ class Activator:
             tenant=key.tenant,
         )
 
-    async def _changes_hands(
-        self, head: records.Head, until: deadline.Deadline, attempt: int
-    ) -> bool:
-        """Wait for whoever wakes the session; False if that takes too long."""
-        patience = deadline.Deadline.after(self._clock, OTHERS_PATIENCE_S * 2**attempt)
-        while patience.left_s() > 0:
-            until.demand()
-            await self._clock.sleep(OTHERS_POLL_S * self._rng.uniform(0.5, 1.5))
-            if (await self._store.sessions.head(head.key)).epoch != head.epoch:
-                return True
-        return False
-
     async def _owner_of(
-        self, head: records.Head, flight: _Flight, refused: set[str], attempt: int
+        self, head: records.Head, flight: _Flight, refused: set[str]
     ) -> directory.Located | None:
         """Return the owner in office or a new one; None if the head has to be read again."""
         if head.owner is None:
-            return await self._activate(head, flight.until, refused, attempt)
+            return await self._activate(head, flight, refused)
         found = await self.inquiry.settle(
             head, suspect_epoch=flight.suspect_epoch, until=flight.until
         )
         if found is standing.Standing.IN_OFFICE:
-            return directory.Located(owner=head.owner, epoch=head.epoch, version=head.version)
+            return directory.Located(seat=protocol.seat_of(head), version=head.version)
         if found is standing.Standing.VACATED:
             return None
-        return await self._activate(head, flight.until, refused, attempt)
+        return await self._activate(head, flight, refused)
 
     async def _activate(
-        self, head: records.Head, until: deadline.Deadline, refused: set[str], attempt: int
+        self, head: records.Head, flight: _Flight, refused: set[str]
     ) -> directory.Located | None:
         request = placement.expected(head)
         agent = await self.agent(head)
@@ -206,7 +181,7 @@ class Activator:
                 break
             _explain(head.key, decision)
             try:
-                return await self._ask(decision.node, head, agent, request, until, attempt)
+                return await self._ask(decision.node, head, agent, request, flight)
             except errors.Fenced:
                 return None
             except (errors.NoCapacity, errors.NodeDraining, errors.OwnerUnreachable) as error:
@@ -235,10 +210,9 @@ class Activator:
         head: records.Head,
         agent: records.AgentVersion,
         request: placement.Request,
-        until: deadline.Deadline,
-        attempt: int,
+        flight: _Flight,
     ) -> directory.Located:
-        until.demand()
+        flight.until.demand()
         placed = self._view.placed(node, request)
         try:
             async with self._view.office.during(node, self._view.incarnation(node)):
@@ -251,7 +225,7 @@ class Activator:
                         agent=agent,
                         # Not the caller's: who asks again after a short one finds it awake.
                         deadline_s=ACTIVATE_TIMEOUT_S,
-                        attempt=attempt,
+                        placement_ms=round((time.monotonic() - flight.began_s) * 1000, 2),
                     ),
                     timeout_s=ACTIVATE_TIMEOUT_S,
                 )
@@ -259,7 +233,10 @@ class Activator:
             self._view.withdraw(placed)
             raise
         placed.activating = False
-        return directory.Located(owner=activated.owner, epoch=activated.epoch, version=head.version)
+        seat = protocol.Seat(
+            key=head.key, epoch=activated.epoch, nonce=activated.nonce, owner=activated.owner
+        )
+        return directory.Located(seat=seat, version=head.version)
 
 
 def _explain(key: records.SessionKey, decision: placement.Decision) -> None:

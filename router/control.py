@@ -5,7 +5,7 @@ import contextlib
 
 from torpor import clock, errors, ids, messages
 from torpor.actors import calls, protocol
-from torpor.router import activator, deadline, directory, office, standing, waking
+from torpor.router import activator, deadline, directory, doubt, office, standing, waking
 from torpor.storage import records, store
 
 #: Times that the session may change under a decision before the caller is told to try again.
@@ -89,7 +89,7 @@ class Control:
         await self._store.sessions.delete(key)
         self._directory.forget(key, head.epoch)
         if head.owner is not None and len(self._goodbyes) < GOODBYES_MAX:
-            task = asyncio.create_task(self._say_goodbye(head.owner, head))
+            task = asyncio.create_task(self._say_goodbye(protocol.seat_of(head)))
             self._goodbyes.add(task)
             task.add_done_callback(self._goodbyes.discard)
 
@@ -111,40 +111,41 @@ class Control:
             head = await self._store.sessions.head(key)
             if _holds(head, verb):
                 return head
-            try:
-                if head.owner is None:
-                    await self._write(head, verb)
-                else:
-                    await self._through_owner(head, head.owner, verb, request_id, until)
-                return await self._store.sessions.head(key)
-            except errors.OwnerUnreachable:
-                if suspect_epoch == head.epoch:
-                    raise
-                suspect_epoch = head.epoch
-                await self._clear(head, until)
-            except (errors.Fenced, errors.VersionConflict, errors.OutcomeUnknown):
-                # Somebody else changed it, or perhaps this did: the head tells.
-                continue
-        raise errors.VersionConflict(
-            "the session kept changing; try again", session=key.session, tenant=key.tenant
-        )
+            with doubt.in_doubt(suspect_epoch > 0, key):
+                try:
+                    if head.owner is None:
+                        await self._write(head, verb)
+                    else:
+                        await self._through_owner(protocol.seat_of(head), verb, request_id, until)
+                    return await self._store.sessions.head(key)
+                except errors.OwnerUnreachable:
+                    if suspect_epoch == head.epoch:
+                        raise
+                    suspect_epoch = head.epoch
+                    await self._clear(head, until)
+                except (errors.Fenced, errors.VersionConflict, errors.OutcomeUnknown):
+                    # Somebody else changed it, or perhaps this did: the head tells.
+                    continue
+        with doubt.in_doubt(suspect_epoch > 0, key):
+            raise errors.VersionConflict(
+                "the session kept changing; try again", session=key.session, tenant=key.tenant
+            )
 
     async def _through_owner(
         self,
-        head: records.Head,
-        owner: records.Owner,
+        seat: protocol.Seat,
         verb: protocol.Verb,
         request_id: str,
         until: deadline.Deadline,
     ) -> None:
         left_s = until.demand()
         request = protocol.Control(
-            epoch=head.epoch, verb=verb, request_id=request_id, deadline_s=left_s
+            epoch=seat.epoch, verb=verb, request_id=request_id, deadline_s=left_s
         )
-        async with self._office.during(owner.node, owner.incarnation):
-            await self._calls.control(owner, head.key, request, timeout_s=left_s)
+        async with self._office.during(seat.owner.node, seat.owner.incarnation):
+            await self._calls.control(seat, request, timeout_s=left_s)
         if verb is protocol.Verb.EVICT:
-            self._directory.forget(head.key, head.epoch)
+            self._directory.forget(seat.key, seat.epoch)
 
     async def _clear(self, head: records.Head, until: deadline.Deadline) -> None:
         """Clear an owner that did not answer, once it is out of office.
@@ -182,15 +183,15 @@ class Control:
         )
         await self._store.sessions.commit(commit)
 
-    async def _say_goodbye(self, owner: records.Owner, head: records.Head) -> None:
+    async def _say_goodbye(self, seat: protocol.Seat) -> None:
         request = protocol.Control(
-            epoch=head.epoch,
+            epoch=seat.epoch,
             verb=protocol.Verb.EVICT,
             request_id=ids.random_id("delete"),
             deadline_s=GOODBYE_S,
         )
         with contextlib.suppress(errors.TorporError):
-            await self._calls.control(owner, head.key, request, timeout_s=GOODBYE_S)
+            await self._calls.control(seat, request, timeout_s=GOODBYE_S)
 
 
 def _holds(head: records.Head, verb: protocol.Verb) -> bool:

@@ -150,6 +150,7 @@ def node(view: records.NodeView) -> admin_pb2.Node:
         sessions_max=view.record.sessions_max,
         cpu=load.cpu if load else 0.0,
         memory=load.memory if load else 0.0,
+        slots_in_stock=load.slots_in_stock if load else 0,
     )
 
 

@@ -5,6 +5,7 @@ The owner checks the epoch of every call, so a wrong hint costs a repeat and not
 
 import msgspec
 
+from torpor.actors import protocol
 from torpor.router import lru
 from torpor.storage import records
 
@@ -15,8 +16,7 @@ HINTS_MAX = 20_000
 class Located(msgspec.Struct, frozen=True, kw_only=True):
     """An activation of a session."""
 
-    owner: records.Owner
-    epoch: int
+    seat: protocol.Seat
     #: The newest version that this gateway has seen of it.
     version: int
 
@@ -34,11 +34,15 @@ class Directory:
     def put(self, key: records.SessionKey, located: Located) -> None:
         """Remember where the session is, unless a newer epoch is known."""
         known = self._hints.get(key)
-        if known is None or (known.epoch, known.version) < (located.epoch, located.version):
+        if known is None or _order(known) < _order(located):
             self._hints.put(key, located)
 
     def forget(self, key: records.SessionKey, epoch: int) -> None:
         """Drop the hint if it still names this epoch or an older one."""
         known = self._hints.get(key)
-        if known is not None and known.epoch <= epoch:
+        if known is not None and known.seat.epoch <= epoch:
             self._hints.drop(key)
+
+
+def _order(located: Located) -> tuple[int, int]:
+    return located.seat.epoch, located.version

@@ -86,9 +86,10 @@ class Gateway:
         reach: calls.Calls,
         time: clock.Clock,
         rng: random.Random | None = None,
+        hints: directory.Directory | None = None,
     ) -> None:
         rng = rng or random.Random()  # noqa: S311 - spreads load, guards nothing
-        hints = directory.Directory()
+        hints = directory.Directory() if hints is None else hints
         self._deployment = place
         self._store = stored
         self._blobs = blob_store

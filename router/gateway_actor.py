@@ -2,9 +2,11 @@
 
 import asyncio
 
+import ray
+
 from torpor import clock, deployment
-from torpor.actors import ray_calls
-from torpor.router import gateway
+from torpor.actors import calls, lane_calls, ray_calls
+from torpor.router import directory, gateway
 from torpor.storage import local_blobs, redis_store
 
 #: Calls of Ray into this actor are few: start, stop.
@@ -19,6 +21,7 @@ class GatewayActor:
     def __init__(self, place: deployment.Deployment) -> None:
         self._place = place
         self._gateway: gateway.Gateway | None = None
+        self._lanes: lane_calls.LaneCalls | None = None
         self._store = redis_store.open(place)
         self._port = 0
         self._starting = asyncio.Lock()
@@ -32,15 +35,29 @@ class GatewayActor:
 
     async def _start(self, host: str, port: int) -> gateway.Gateway:
         await self._store.check_durability()
+        hints = directory.Directory()
         made = gateway.Gateway(
             self._place,
             self._store,
             local_blobs.LocalBlobStore(self._place.storage),
-            ray_calls.RayCalls(),
+            self._reach(hints),
             clock.SystemClock(),
+            hints=hints,
         )
         self._port = await made.start(host, port)
         return made
+
+    def _reach(self, hints: directory.Directory) -> calls.Calls:
+        others = ray_calls.RayCalls()
+        if not self._place.lanes:
+            return others
+        self._lanes = lane_calls.LaneCalls(
+            others,
+            ray.get_runtime_context().get_node_id(),
+            # Whoever calls the session next would only find out that nobody answers.
+            on_end=lambda seat: hints.forget(seat.key, seat.epoch),
+        )
+        return self._lanes
 
     async def refresh(self) -> None:
         """Look at nodes and loads now: some have come into service."""
@@ -51,3 +68,5 @@ class GatewayActor:
         """Refuse new calls, let those under way end."""
         if self._gateway is not None:
             await self._gateway.stop(STOP_GRACE_S)
+        if self._lanes is not None:
+            self._lanes.close()

@@ -31,6 +31,10 @@ SESSIONS_WEIGHT = 0.2
 #: This many activations at a time make a node as unattractive as they can.
 ACTIVATING_FULL = 4
 
+#: What a node that may keep the session's workspace is better by: a quarter of its cores. A restore
+#: costs other nodes more than that for as long as it takes, and no more than a node that is busy.
+KEPT_BONUS = 0.25
+
 #: Of a session nobody knows yet: a person types at it now and then.
 UNKNOWN_CPUS = 0.05
 UNKNOWN_RSS_BYTES = 64 << 20
@@ -79,6 +83,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     #: Cores, on average, while it is in use.
     cpus: float = UNKNOWN_CPUS
     rss_bytes: int = UNKNOWN_RSS_BYTES
+    #: The node that may keep its workspace; empty if none does, or there is nothing to keep.
+    kept_by: str = ""
 
 
 class Score(msgspec.Struct, frozen=True, kw_only=True):
@@ -90,6 +96,8 @@ class Score(msgspec.Struct, frozen=True, kw_only=True):
     memory: float
     activating: float
     sessions: float
+    #: Taken off the others.
+    kept: float = 0.0
 
 
 class Decision(msgspec.Struct, frozen=True, kw_only=True):
@@ -105,12 +113,17 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
 def expected(head: records.Head) -> Request:
     """Return what a session is expected to need, from what it has used so far."""
     usage = head.usage
+    kept_by = head.left_node if head.manifest else ""
     if not usage.turns:
-        return Request()
+        return Request(kept_by=kept_by)
     lifetime_ms = max(head.updated_ms - head.created_ms, TURN_EVERY_MS)
     per_turn_ms = usage.cpu_ms / usage.turns
     cpus = max(usage.cpu_ms / lifetime_ms, per_turn_ms / TURN_EVERY_MS)
-    return Request(cpus=min(cpus, CPUS_MAX), rss_bytes=usage.rss_bytes or UNKNOWN_RSS_BYTES)
+    return Request(
+        cpus=min(cpus, CPUS_MAX),
+        rss_bytes=usage.rss_bytes or UNKNOWN_RSS_BYTES,
+        kept_by=kept_by,
+    )
 
 
 def choose(
@@ -129,7 +142,8 @@ def choose(
     if not fit:
         return None
     if len(fit) > LOOK_AT_ALL_MAX:
-        fit = rng.sample(fit, max(2, math.ceil(math.sqrt(len(fit)))))
+        looked_at = rng.sample(fit, max(2, math.ceil(math.sqrt(len(fit)))))
+        fit = looked_at + [c for c in fit if c.node == request.kept_by and c not in looked_at]
     scores = sorted((score(c, request) for c in fit), key=lambda scored: scored.total)
     near = [scored for scored in scores if scored.total - scores[0].total < NEAR]
     return Decision(node=rng.choice(near).node, scores=tuple(scores), left_out=left_out)
@@ -149,16 +163,19 @@ def score(candidate: Candidate, request: Request) -> Score:
     memory = candidate.memory + (placed.rss_bytes + request.rss_bytes) / candidate.memory_bytes
     activating = min(1.0, (candidate.activating + placed.activating) / ACTIVATING_FULL)
     sessions = (candidate.sessions + placed.sessions) / candidate.sessions_max
+    kept = KEPT_BONUS if candidate.node == request.kept_by else 0.0
     return Score(
         node=candidate.node,
         total=CPU_WEIGHT * cpu
         + MEMORY_WEIGHT * memory
         + ACTIVATING_WEIGHT * activating
-        + SESSIONS_WEIGHT * sessions,
+        + SESSIONS_WEIGHT * sessions
+        - kept,
         cpu=cpu,
         memory=memory,
         activating=activating,
         sessions=sessions,
+        kept=kept,
     )
 
 

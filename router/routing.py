@@ -1,14 +1,13 @@
 """Handing calls to whoever owns a session, wherever that is by now."""
 
-import contextlib
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 import msgspec
 
 from torpor import errors, limits, messages
 from torpor.actors import calls, protocol
-from torpor.router import activator, deadline, directory, office
+from torpor.router import activator, deadline, directory, doubt, office
 from torpor.storage import records, store
 
 T = TypeVar("T")
@@ -63,7 +62,7 @@ class Router:
         died_under_it: set[int] = set()
 
         async def ask(located: directory.Located, left_s: float) -> protocol.Delivered:
-            died = len(died_under_it - {located.epoch})
+            died = len(died_under_it - {located.seat.epoch})
             # The last of them may have died after its commit.
             if died >= DEATHS_MAX and not await handled():
                 raise errors.MessageGivenUp(
@@ -72,20 +71,23 @@ class Router:
                     tenant=key.tenant,
                 )
             request = protocol.Deliver(
-                epoch=located.epoch,
+                epoch=located.seat.epoch,
                 message=message,
                 body_digest=body_digest,
                 # Asked again, the owner may be busy with this very message.
-                busy=protocol.BusyPolicy.ENQUEUE if located.epoch in asked else busy,
+                busy=protocol.BusyPolicy.ENQUEUE if located.seat.epoch in asked else busy,
                 deadline_s=left_s,
             )
-            asked.add(located.epoch)
+            asked.add(located.seat.epoch)
             try:
-                answer = await self._calls.deliver(located.owner, key, request, timeout_s=left_s)
+                answer = await self._calls.deliver(located.seat, request, timeout_s=left_s)
             except errors.OwnerUnreachable:
-                died_under_it.add(located.epoch)
+                died_under_it.add(located.seat.epoch)
                 raise
-            self._directory.put(key, msgspec.structs.replace(located, version=answer.version))
+            hint = self._directory.get(key)
+            # The owner's end may have been heard of together with its answer.
+            if hint is not None and hint.seat.epoch == located.seat.epoch:
+                self._directory.put(key, msgspec.structs.replace(located, version=answer.version))
             return answer
 
         async def handled() -> bool:
@@ -118,7 +120,7 @@ class Router:
 
         async def ask(located: directory.Located, left_s: float) -> protocol.Placed:
             request = protocol.PlaceFile(
-                epoch=located.epoch,
+                epoch=located.seat.epoch,
                 path=path,
                 digest=digest,
                 size_bytes=size_bytes,
@@ -126,7 +128,7 @@ class Router:
                 request_id=request_id,
                 deadline_s=left_s,
             )
-            return await self._calls.place_file(located.owner, key, request, timeout_s=left_s)
+            return await self._calls.place_file(located.seat, request, timeout_s=left_s)
 
         return await self.reach(key, until, ask)
 
@@ -141,10 +143,10 @@ class Router:
         """
         hint = self._directory.get(key)
         if hint is not None:
-            self._directory.forget(key, hint.epoch)
+            self._directory.forget(key, hint.seat.epoch)
 
         async def ask(located: directory.Located, left_s: float) -> None:
-            await self._calls.drain_inbox(located.owner, key, located.epoch, timeout_s=left_s)
+            await self._calls.drain_inbox(located.seat, timeout_s=left_s)
 
         async def refuse() -> None:
             raise errors.SessionPaused(session=key.session, tenant=key.tenant)
@@ -172,21 +174,22 @@ class Router:
         """
         stale = unreachable = suspect_epoch = 0
         while True:
-            with _in_doubt(unreachable > 0, key):
+            with doubt.in_doubt(unreachable > 0, key):
                 located = self._directory.get(key)
                 if located is None:
                     located = await self._locate(key, until, suspect_epoch, if_paused)
                 try:
-                    async with self._office.during(located.owner.node, located.owner.incarnation):
+                    owner = located.seat.owner
+                    async with self._office.during(owner.node, owner.incarnation):
                         return await ask(located, until.demand())
                 except errors.Fenced:
-                    self._directory.forget(key, located.epoch)
+                    self._directory.forget(key, located.seat.epoch)
                     stale += 1
                     if stale > limits.FORWARDS_MAX:
                         raise
                 except errors.OwnerUnreachable:
-                    self._directory.forget(key, located.epoch)
-                    suspect_epoch = located.epoch
+                    self._directory.forget(key, located.seat.epoch)
+                    suspect_epoch = located.seat.epoch
                     unreachable += 1
                     if until.left_s() <= 0:
                         self._activator.suspect(key, suspect_epoch)
@@ -221,18 +224,3 @@ class Router:
                 tenant=key.tenant,
                 version=head.version,
             )
-
-
-@contextlib.contextmanager
-def _in_doubt(unanswered: bool, key: records.SessionKey) -> Iterator[None]:
-    """Let no refusal pass for certain while an owner that was asked before may be at work."""
-    try:
-        yield
-    except errors.REFUSALS as refusal:
-        if not unanswered:
-            raise
-        raise errors.OutcomeUnknown(
-            f"the owner that was asked first did not answer, and may have done it; then: {refusal}",
-            session=key.session,
-            tenant=key.tenant,
-        ) from refusal

@@ -21,7 +21,7 @@ def storage_error(error: OSError, path: str | pathlib.Path) -> errors.TorporErro
     return kind(f"{os.fspath(path)!r}: {error.strerror or error}", path=os.fspath(path))
 
 
-def read_pieces(path: pathlib.Path) -> Iterator[bytes]:
+def read_pieces(path: str | pathlib.Path) -> Iterator[bytes]:
     """Yield a regular file's bytes in pieces, up to the size it has when it is opened.
 
     A file that grows meanwhile does not keep the reader for ever. Links are not followed.

@@ -8,7 +8,8 @@ one page and the short index of pages. An empty folder has no manifest: its dige
 import enum
 import itertools
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 
 import msgspec
 
@@ -28,6 +29,7 @@ ENTRIES_MAX = 1_000_000
 
 #: No page is shorter, but a folder's last: so the index has at most 1/64 of the folder's entries.
 PAGE_ENTRIES_MIN = 64
+_NOTHING: Mapping[str, tuple["Entry", ...]] = MappingProxyType({})
 #: A name ends a page when these bits of its hash are 0: 256 entries more on average, about 30 KB.
 _PAGE_MASK = 0xFF
 #: No page is longer, however the names fall.
@@ -147,16 +149,24 @@ def _check_entry(entry: Entry) -> None:
 
 
 def pages(
-    store: blobs.BlobStore, tenant: str, digest: str, *, start: bytes = b""
+    store: blobs.BlobStore,
+    tenant: str,
+    digest: str,
+    *,
+    start: bytes = b"",
+    known: Mapping[str, tuple[Entry, ...]] = _NOTHING,
 ) -> Iterator[tuple[str, tuple[Entry, ...]]]:
     """Yield a folder's pages in order, each with its digest, from the one that may hold `start`.
 
-    Only what is asked for is read.
+    Only what is asked for is read, and nothing whose digest is among the `known` pages.
 
     Raises:
         BlobMissing, BlobCorrupt, StorageUnavailable
     """
     if not digest:
+        return
+    if digest in known:
+        yield digest, known[digest]
         return
     manifest = _read(store, tenant, digest)
     if isinstance(manifest, Page):
@@ -167,13 +177,13 @@ def pages(
     for page, bound in itertools.zip_longest(manifest.pages, bounds):
         if bound is not None and bound <= start:
             continue
-        content = _read(store, tenant, page.digest)
-        if not isinstance(content, Page) or content.entries[0].name != page.first:
+        entries = known.get(page.digest) or _page(store, tenant, page.digest)
+        if entries[0].name != page.first:
             raise errors.BlobCorrupt("a page is not what its index says", digest=page.digest)
         if page.first <= last:
             raise errors.BlobCorrupt("the pages overlap", digest=page.digest)
-        last = content.entries[-1].name
-        yield page.digest, content.entries
+        last = entries[-1].name
+        yield page.digest, entries
 
 
 def find(store: blobs.BlobStore, tenant: str, digest: str, name: bytes) -> Entry | None:
@@ -185,6 +195,13 @@ def find(store: blobs.BlobStore, tenant: str, digest: str, name: bytes) -> Entry
     for _, entries in pages(store, tenant, digest, start=name):
         return next((entry for entry in entries if entry.name == name), None)
     return None
+
+
+def _page(store: blobs.BlobStore, tenant: str, digest: str) -> tuple[Entry, ...]:
+    content = _read(store, tenant, digest)
+    if not isinstance(content, Page):
+        raise errors.BlobCorrupt("an index names something that is no page", digest=digest)
+    return content.entries
 
 
 def _read(store: blobs.BlobStore, tenant: str, digest: str) -> Page | Index:

@@ -101,7 +101,9 @@ class MemorySessions:
         if not again and not observed:
             raise _refusal(errors.Fenced, claim.key)
         fruitless = head.fruitless + (0 if again or not session.inbox else 1)
-        session.change(epoch=epoch, nonce=claim.nonce, owner=claim.owner, fruitless=fruitless)
+        session.change(
+            epoch=epoch, nonce=claim.nonce, owner=claim.owner, left_node="", fruitless=fruitless
+        )
         return records.Acquired(
             head=session.head,
             inline_state=session.state,
@@ -166,7 +168,7 @@ class MemorySessions:
             raise _refusal(errors.VersionConflict, key)
         if session.inbox and session.head.status != records.Status.PAUSED:
             return False
-        session.change(nonce="", owner=None)
+        session.change(nonce="", owner=None, left_node=session.head.owner.node)
         del session.points[limits.RESTORE_POINTS_ASLEEP_MAX - 1 :]
         return True
 

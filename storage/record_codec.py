@@ -9,6 +9,7 @@ one small allocation, and a sleeping session is little else.
     r  request that    oi its incarnation   x  cold index  m  manifest
        created it      oa its actor         c  commit id   u  usage
     d  deleted         cm created, ms       um updated, ms   f  fruitless claims
+    ol owner's lane
 """
 
 from collections.abc import Mapping, Sequence
@@ -116,6 +117,7 @@ def head(key: records.SessionKey, reply: Sequence[bytes]) -> records.Head:
         epoch=int(fields[b"e"]),
         nonce=fields.get(b"n", b"").decode(),
         owner=_owner(fields),
+        left_node="" if b"oi" in fields else fields.get(b"on", b"").decode(),
         version=int(fields[b"v"]),
         next_seq=int(fields[b"s"]),
         hot_from=int(fields[b"h"]),
@@ -173,6 +175,7 @@ def _owner(fields: Mapping[bytes, bytes]) -> records.Owner | None:
         node=fields[b"on"].decode(),
         incarnation=fields[b"oi"].decode(),
         actor=fields[b"oa"].decode(),
+        lane=fields.get(b"ol", b"").decode(),
     )
 
 

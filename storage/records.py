@@ -35,6 +35,9 @@ class Owner(msgspec.Struct, frozen=True, kw_only=True):
     incarnation: str
     #: The Ray actor's name.
     actor: str
+    #: Where its process listens by itself (`torpor.actors.lane_address`); empty: only Ray reaches
+    #: it.
+    lane: str = ""
 
 
 class CheckpointRef(msgspec.Struct, frozen=True, kw_only=True):
@@ -107,6 +110,9 @@ class Head(msgspec.Struct, frozen=True, kw_only=True):
     #: Claims in a row that found something in the inbox, and whose process died without a commit: a
     #: message that kills whatever handles it shows here.
     fruitless: int = 0
+    #: The node that the last owner left in order, while there is no owner: it may keep the
+    #: workspace. A hint.
+    left_node: str = ""
     created_ms: int
     updated_ms: int
 
@@ -328,6 +334,8 @@ class NodeLoad(msgspec.Struct, frozen=True, kw_only=True):
     #: Used share of the memory that the node may use, 0 to 1.
     memory: float
     draining: bool
+    #: Processes that wait to be bound, of all agents together.
+    slots_in_stock: int = 0
 
 
 class NodeView(msgspec.Struct, frozen=True, kw_only=True):

@@ -92,6 +92,7 @@ class RedisSessions:
                 owner.node,
                 owner.incarnation,
                 owner.actor,
+                owner.lane,
             ),
             # They are not one transaction. The head comes last: if the claim still stands in it,
             # nobody else wrote anything in between.

@@ -3,22 +3,29 @@
 It is built beside its place, in `<destination>.partial`, and renamed when it is whole: what a crash
 leaves is never taken for a workspace. Nothing is synced, for the disk is a cache of what is stored.
 Links are made last, so nothing is ever written through one.
+
+A workspace that was kept is put right where it lies: what is right already is not touched.
 """
 
+import collections
 import concurrent.futures
 import contextlib
+import logging
 import os
 import pathlib
 import shutil
+import stat
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TypeVar
 
 import msgspec
 
 from torpor import errors
-from torpor.storage import blobs, disk_files, manifest, workspace_tree
+from torpor.storage import blobs, disk_files, manifest, workspace_scan, workspace_tree
+
+log = logging.getLogger(__name__)
 
 #: Blobs read at the same time: enough to hide a network's round trips, few enough that the pieces
 #: they hold stay below 10 MB.
@@ -27,12 +34,28 @@ _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 T = TypeVar("T")
 
 
+class _There(msgspec.Struct, frozen=True, kw_only=True):
+    """What a folder on the disk holds already."""
+
+    #: Every name in it.
+    stamps: Mapping[str, workspace_tree.Stamp | None]
+    #: What is known to be stored of names, without those that changed.
+    right: dict[str, manifest.Entry]
+    folders: Mapping[str, workspace_tree.Folder | workspace_scan.Draft]
+    #: As it was stored, before whatever changed.
+    known: workspace_tree.Folder
+
+
 class _Folder(msgspec.Struct, kw_only=True):
     """A folder that is being restored."""
 
     #: Relative to the workspace: empty, or ending with a slash.
     path: str
     digest: str
+    #: None when it has to be made.
+    there: _There | None = None
+    #: Set when it is right with all that is below it.
+    whole: workspace_tree.Folder | None = None
     pages: list[workspace_tree.StoredPage] = msgspec.field(default_factory=list)
     folders: "dict[str, _Folder]" = msgspec.field(default_factory=dict)
 
@@ -57,17 +80,52 @@ def restore(
     """
     partial = destination.with_name(f"{destination.name}.partial")
     try:
-        _discard(partial)
+        discard(partial)
         partial.mkdir(mode=0o700, parents=True)
         try:
             with concurrent.futures.ThreadPoolExecutor(READ_THREADS) as pool:
-                tree = _Restoring(partial, store, tenant, pool, left_out).run(digest)
+                restoring = _Restoring(partial, store, tenant, pool, left_out)
+                tree = restoring.run(_Folder(path="", digest=digest))
             partial.rename(destination)
         except BaseException:
-            _discard(partial)
+            discard(partial)
             raise
     except OSError as error:
         raise disk_files.storage_error(error, destination) from error
+    return tree
+
+
+def put_right(
+    kept: pathlib.Path,
+    known: workspace_tree.Folder,
+    digest: str,
+    destination: pathlib.Path,
+    store: blobs.BlobStore,
+    tenant: str,
+) -> workspace_tree.Folder | None:
+    """Make `destination` hold what a manifest describes, from a workspace that was `known` once.
+
+    What does not look as it did, or is another file by now, is read from the storage; the rest is
+    trusted as it lies. Returns None on any doubt or trouble, with `kept` removed: `restore` then
+    says what it is, if it is still there.
+    """
+    try:
+        try:
+            found = workspace_scan.Scan().run(kept, known)
+            kept.chmod(0o700)
+            root = _existing("", digest, found)
+            if root.whole is None:
+                with concurrent.futures.ThreadPoolExecutor(READ_THREADS) as pool:
+                    tree = _Restoring(kept, store, tenant, pool, None).run(root)
+            else:
+                tree = root.whole
+            kept.rename(destination)
+        except BaseException:
+            discard(kept)
+            raise
+    except (OSError, errors.TorporError) as error:
+        log.warning("%s is not used: %s", kept, error, extra={"action": "kept_not_used"})
+        return None
     return tree
 
 
@@ -81,6 +139,8 @@ class _Restoring:
         left_out: list[str] | None,
     ) -> None:
         self._root = root
+        #: As text: building paths of files takes longer than some files.
+        self._prefix = f"{root}{os.sep}"
         self._store = store
         self._tenant = tenant
         self._pool = pool
@@ -89,13 +149,15 @@ class _Restoring:
         self._lock = threading.Lock()
         self._entries = 0
 
-    def run(self, digest: str) -> workspace_tree.Folder:
-        root = _Folder(path="", digest=digest)
+    def run(self, root: _Folder) -> workspace_tree.Folder:
         levels = self._levels(root)
-        folders = [folder for level in levels for folder in level]
-        for folder in folders[1:]:
-            (self._root / folder.path).mkdir(mode=0o700)
-        files, links, modes = _sorted_out(folders)
+        folders = [folder for level in levels for folder in level if folder.whole is None]
+        for folder in folders:
+            if folder.there is not None:
+                self._clear(folder, folder.there)
+            elif folder is not root:
+                (self._root / folder.path).mkdir(mode=0o700)
+        files, links, modes = self._wrong(folders)
         # The largest first: they take longest, and what is written last has to be read again.
         files.sort(key=lambda item: -item[1].size_bytes)
         _each(self._pool, self._write, files)
@@ -118,8 +180,11 @@ class _Restoring:
         return levels
 
     def _read(self, folder: _Folder) -> None:
+        if folder.whole is not None:
+            return
+        there = folder.there or _NOTHING
         with self._sparing(folder.path or "./"):
-            for digest, entries in manifest.pages(self._store, self._tenant, folder.digest):
+            for digest, entries in self._pages(folder.digest, there.known):
                 size = sum(entry.size_bytes for entry in entries)
                 folder.pages.append(
                     workspace_tree.StoredPage(entries=entries, digest=digest, size_bytes=size)
@@ -128,8 +193,37 @@ class _Restoring:
                 for entry in entries:
                     if entry.kind is manifest.Kind.FOLDER:
                         name = os.fsdecode(entry.name)
-                        path = f"{folder.path}{name}/"
-                        folder.folders[name] = _Folder(path=path, digest=entry.digest)
+                        path, found = f"{folder.path}{name}/", there.folders.get(name)
+                        folder.folders[name] = (
+                            _Folder(path=path, digest=entry.digest)
+                            if found is None
+                            else _existing(path, entry.digest, found)
+                        )
+
+    def _pages(
+        self, digest: str, known: workspace_tree.Folder
+    ) -> Iterable[tuple[str, tuple[manifest.Entry, ...]]]:
+        stored = {page.digest: page.entries for page in known.pages}
+        if digest == known.digest:
+            return stored.items()
+        return manifest.pages(self._store, self._tenant, digest, known=stored)
+
+    def _clear(self, folder: _Folder, there: _There) -> None:
+        """Remove from a folder what is not right; its own permissions are put right at the end."""
+        here = self._root / folder.path
+        here.chmod(0o700)
+        wanted = {os.fsdecode(entry.name): entry for page in folder.pages for entry in page.entries}
+        for name, stamp in there.stamps.items():
+            if name in folder.folders and name in there.folders:
+                entry = wanted[name]
+                if stamp is not None and stat.S_IMODE(stamp[4]) & 0o777 == entry.mode:
+                    self._stamps[folder.path + name] = stamp
+            elif name in wanted and there.right.get(name) == wanted[name] and stamp is not None:
+                self._stamps[folder.path + name] = stamp
+            elif name in there.folders:
+                discard(here / name)
+            else:
+                (here / name).unlink()
 
     def _count(self, entries: int, path: str) -> None:
         with self._lock:
@@ -144,7 +238,7 @@ class _Restoring:
     def _write(self, item: tuple[str, manifest.Entry]) -> None:
         path, entry = item
         with self._sparing(path):
-            fd = os.open(self._root / path, _CREATE, 0o600)
+            fd = os.open(self._prefix + path, _CREATE, 0o600)
             try:
                 disk_files.write_pieces(fd, self._content(entry))
                 os.fchmod(fd, entry.mode)
@@ -177,10 +271,29 @@ class _Restoring:
         if size != entry.size_bytes:
             raise errors.BlobCorrupt("its size is not what its manifest says", digest=entry.digest)
 
+    def _wrong(self, folders: list[_Folder]) -> tuple[list[tuple[str, manifest.Entry]], ...]:
+        """Return the files, links and folders that are not right yet, each with its path."""
+        files: list[tuple[str, manifest.Entry]] = []
+        links: list[tuple[str, manifest.Entry]] = []
+        below: list[tuple[str, manifest.Entry]] = []
+        kinds = {manifest.Kind.FILE: files, manifest.Kind.LINK: links, manifest.Kind.FOLDER: below}
+        for folder in folders:
+            for page in folder.pages:
+                for entry in page.entries:
+                    name = os.fsdecode(entry.name)
+                    child = folder.folders.get(name)
+                    # A folder in which something was put right looks different by now.
+                    touched = child is not None and child.whole is None
+                    if touched or folder.path + name not in self._stamps:
+                        kinds[entry.kind].append((folder.path + name, entry))
+        return files, links, below
+
     def _stamp(self, path: str) -> None:
         self._stamps[path] = workspace_tree.stamp_of((self._root / path).lstat())
 
     def _tree(self, folder: _Folder, now_ns: int) -> workspace_tree.Folder:
+        if folder.whole is not None:
+            return folder.whole
         entries = {
             os.fsdecode(entry.name): entry for page in folder.pages for entry in page.entries
         }
@@ -197,33 +310,64 @@ class _Restoring:
         )
 
 
-def _sorted_out(folders: list[_Folder]) -> tuple[list[tuple[str, manifest.Entry]], ...]:
-    """Return the files, the links and the folders among all entries, each with its path."""
-    files: list[tuple[str, manifest.Entry]] = []
-    links: list[tuple[str, manifest.Entry]] = []
-    below: list[tuple[str, manifest.Entry]] = []
-    kinds = {manifest.Kind.FILE: files, manifest.Kind.LINK: links, manifest.Kind.FOLDER: below}
-    for folder in folders:
-        for page in folder.pages:
-            for entry in page.entries:
-                kinds[entry.kind].append((folder.path + os.fsdecode(entry.name), entry))
-    return files, links, below
+_NOTHING = _There(stamps={}, right={}, folders={}, known=workspace_tree.EMPTY)
+
+
+def _existing(
+    path: str, digest: str, found: workspace_tree.Folder | workspace_scan.Draft
+) -> _Folder:
+    """Return a folder that is there, for what it is to hold."""
+    if isinstance(found, workspace_tree.Folder):
+        there = _There(stamps=found.stamps, right=found.entries, folders=found.folders, known=found)
+        whole = found if found.digest == digest else None
+        return _Folder(path=path, digest=digest, there=there, whole=whole)
+    known, dirty = found.known, set(found.dirty)
+    right = {
+        name: entry
+        for name, entry in known.entries.items()
+        if name in found.stamps and name not in dirty and name not in found.folders
+    }
+    there = _There(stamps=found.stamps, right=right, folders=found.folders, known=known)
+    return _Folder(path=path, digest=digest, there=there)
 
 
 def _each(pool: concurrent.futures.Executor, work: Callable[[T], None], items: Iterable[T]) -> None:
     """Do `work` for each item at the same time; after an error what has not begun is not done."""
-    futures = [pool.submit(work, item) for item in items]
+    # All take from one queue: a future for each of many small files costs more than the file.
+    left, failed = collections.deque(items), threading.Event()
+    if len(left) == 1:
+        # Most sessions have no files, and to start a thread takes longer than to restore none.
+        work(left[0])
+        return
+
+    def take() -> None:
+        while not failed.is_set():
+            try:
+                item = left.popleft()
+            except IndexError:
+                return
+            try:
+                work(item)
+            except BaseException:
+                failed.set()
+                raise
+
+    futures = [pool.submit(take) for _ in range(min(READ_THREADS, len(left)))]
     try:
         for future in futures:
             future.result()
-    except BaseException:
-        for future in futures:
-            future.cancel()
-        raise
+    finally:
+        failed.set()
 
 
-def _discard(folder: pathlib.Path) -> None:
-    """Remove a folder with all that is in it, whatever its permissions."""
+def discard(folder: pathlib.Path) -> None:
+    """Remove a folder with all that is in it, whatever its permissions; of a link only the link.
+
+    Raises:
+        OSError: something resists.
+    """
+    if folder.is_symlink() or folder.is_file():
+        folder.unlink()
     if not folder.exists():
         return
     _unlock(folder)

@@ -54,6 +54,7 @@ class Snapshotter:
         self._tenant = tenant
         self._quota_bytes = quota_bytes
         self._published = workspace_tree.EMPTY
+        self._restored: workspace_tree.Folder | None = None
 
     def adopt(self, tree: workspace_tree.Folder) -> None:
         """Take note that a commit names this tree: of a snapshot that was committed, or a restore.
@@ -62,6 +63,17 @@ class Snapshotter:
         place is stored again by the next one, so gc may have it.
         """
         self._published = tree
+        self._restored = self._restored or tree
+
+    @property
+    def adopted(self) -> workspace_tree.Folder:
+        """What the last commit names, as it lies on the disk."""
+        return self._published
+
+    @property
+    def restored(self) -> workspace_tree.Folder:
+        """What was adopted first: the files as they were before anything ran among them."""
+        return self._restored or workspace_tree.EMPTY
 
     def snapshot(self) -> Snapshot:
         """Store what differs from the adopted tree.
@@ -164,7 +176,7 @@ class _Writing:
         if stat.S_ISREG(stamp[4]):
             was = draft.known.entries.get(name)
             if was is not None and _perhaps_same(was, stamp, draft.known.stamps.get(name)):
-                digest, size = _digest_of_file(path)
+                digest, size = digest_of_file(path)
                 if digest == was.digest:
                     return msgspec.structs.replace(was, mode=mode) if was.mode != mode else was
             digest, size = self._put_file(path)
@@ -231,7 +243,8 @@ def _perhaps_same(
     return old is None or old[0] == stamp[0]
 
 
-def _digest_of_file(path: pathlib.Path) -> tuple[str, int]:
+def digest_of_file(path: pathlib.Path) -> tuple[str, int]:
+    """Return the digest of a file's content and its size in bytes."""
     hasher, size = blake3.blake3(), 0
     for piece in disk_files.read_pieces(path):
         hasher.update(piece)

@@ -48,10 +48,12 @@ class Deployment(msgspec.Struct, frozen=True, kw_only=True):
     gateway_port_step: int = 0
     #: Session processes of one node.
     sessions_per_node_max: int = 200
-    #: Activations of one node at the same time; each costs most of a core for about a second.
+    #: Session processes that one node starts at the same time.
     activations_per_node_max: int = 4
     #: Calls in flight in one gateway.
     calls_in_flight_max: int = 1_000
+    #: Whether gateways reach sessions over sockets of their own, over Ray only where those fail.
+    lanes: bool = True
     load_scope: LoadScope = LoadScope.MACHINE
     #: Above this share of used memory the node evicts idle sessions, down to the lower mark.
     memory_high: float = 0.80

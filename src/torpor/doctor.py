@@ -208,7 +208,10 @@ def ray_cluster(address: str = "auto") -> Finding:
     except Exception as error:
         detail = str(error).splitlines()[0]
         return Finding(
-            "ray cluster", Verdict.FAIL, detail, "run `ray start --head`, or set RAY_ADDRESS"
+            "ray cluster",
+            Verdict.FAIL,
+            detail,
+            "run `torpor node start --head`, or set RAY_ADDRESS",
         )
     alive = sum(bool(node["Alive"]) for node in ray.nodes())
     ray.shutdown()

@@ -11,7 +11,7 @@
     ├── PermissionDenied     OperatorOnly
     ├── ResourceExhausted    MailboxFull · InboxFull · DedupFull · NoCapacity · TooManyRequests
     │                        · WorkspaceQuotaExceeded · StorageFull
-    ├── Aborted              Fenced · VersionConflict · AlreadyWaking
+    ├── Aborted              Fenced · VersionConflict
     ├── Unavailable          StoreUnavailable · StoreReadOnly · StorageUnavailable
     │                        · OwnerUnreachable · ActivationFailed · OutcomeUnknown · NodeDraining
     ├── DataLoss             BlobCorrupt · BlobMissing · CheckpointCorrupt
@@ -227,10 +227,6 @@ class Fenced(Aborted):
 
 class VersionConflict(Aborted):
     """The session has moved on since it was read."""
-
-
-class AlreadyWaking(Aborted):
-    """The session is being woken on another node's or gateway's behalf."""
 
 
 #: What says that nothing was done. It is true of whoever says it, not of those asked before.

@@ -30,6 +30,8 @@ RECORD = ".jsonl"
 class Point(enum.StrEnum):
     """Where a process can be broken."""
 
+    #: A slot knows its session, and has done nothing for it.
+    BOUND = "bound"
     #: A process is about to claim a session; has claimed it.
     ACQUIRE_BEFORE = "acquire.before"
     ACQUIRE_AFTER = "acquire.after"

@@ -3,7 +3,7 @@
 --
 -- KEYS  1 head (hash)   2 inbox (list)
 -- ARGV  1 observed epoch   2 observed incarnation, '' for none   3 nonce
---       4 node   5 incarnation   6 actor of the new owner
+--       4 node   5 incarnation   6 actor   7 lane of the new owner, '' for none
 -- returns {'OK'} | {'FENCED'} | {'GONE'} | {'NONE'}
 --
 -- Invariants: epochs only grow, by one; one nonce per epoch. The same claim sent twice succeeds twice.
@@ -24,6 +24,11 @@ if not (again or observed) then
 end
 redis.call('HSET', KEYS[1], 'e', string.format('%.0f', epoch), 'n', ARGV[3],
   'on', ARGV[4], 'oi', ARGV[5], 'oa', ARGV[6])
+if ARGV[7] == '' then
+  redis.call('HDEL', KEYS[1], 'ol')
+else
+  redis.call('HSET', KEYS[1], 'ol', ARGV[7])
+end
 if not again and redis.call('LLEN', KEYS[2]) > 0 then
   redis.call('HINCRBY', KEYS[1], 'f', 1)
 end

@@ -6,6 +6,8 @@
 -- returns {'OK'} | {'WAITING'} the inbox holds something | {'VERSION', version} the store went back
 --         | {'FENCED'} | {'GONE'} | {'NONE'}
 --
+-- The node stays, as a hint: it may keep the workspace.
+--
 -- Invariant: what lies in the inbox of a session that is not paused has an owner, or a hint in the wake index.
 
 local head = redis.call('HMGET', KEYS[1], 'd', 'e', 'n', 't', 'v')
@@ -24,6 +26,6 @@ end
 if head[4] ~= 'paused' and redis.call('LLEN', KEYS[2]) > 0 then
   return {'WAITING'}
 end
-redis.call('HDEL', KEYS[1], 'n', 'on', 'oi', 'oa')
+redis.call('HDEL', KEYS[1], 'n', 'oi', 'oa', 'ol')
 redis.call('LTRIM', KEYS[3], 0, ARGV[4])
 return {'OK'}

@@ -23,5 +23,5 @@ if ARGV[3] == '0' and redis.call('HEXISTS', KEYS[1], 'f') == 1 then
     redis.call('HDEL', KEYS[1], 'f')
   end
 end
-redis.call('HDEL', KEYS[1], 'n', 'on', 'oi', 'oa')
+redis.call('HDEL', KEYS[1], 'n', 'on', 'oi', 'oa', 'ol')
 return {'OK'}

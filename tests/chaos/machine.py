@@ -42,13 +42,15 @@ RAY_ENVIRONMENT = {
 
 
 class Role(enum.Enum):
-    """A kind of process, by how its command line begins."""
+    """A kind of process, by its command line."""
 
     GCS = "gcs_server"
     RAYLET = "raylet"
     GATEWAY = "ray::GatewayActor"
     AGENT = "ray::NodeAgent"
+    #: A session's process, or a slot that waits for one.
     SESSION = "ray::AgentSession"
+    FORK_SERVER = "fork_server.main()"
 
 
 class Command(msgspec.Struct, frozen=True, kw_only=True):
@@ -106,7 +108,7 @@ class Machine:
         (self._folder / "ray_current_cluster").unlink(missing_ok=True)
         process = self.start(
             "ray-start.log",
-            *(str(TOOLS / "ray"), "start", f"--node-ip-address={self.address}"),
+            *(str(TOOLS / "torpor"), "node", "start", f"--node-ip-address={self.address}"),
             *(f"--temp-dir={self._folder}", f"--object-store-memory={_OBJECT_STORE_BYTES}"),
             *("--disable-usage-stats", *words),
             environment=environment,
@@ -168,6 +170,8 @@ def plays(pid: int, role: Role) -> bool:
     words = command_line(pid)
     if role in (Role.GCS, Role.RAYLET):
         return bool(words) and pathlib.Path(words[0]).name == role.value
+    if role is Role.FORK_SERVER:
+        return any(word.endswith(role.value) for word in words)
     return bool(words) and words[0].startswith(role.value)
 
 

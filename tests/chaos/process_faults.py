@@ -1,6 +1,8 @@
 """Faults of processes: sessions', and those that serve them."""
 
 import asyncio
+import contextlib
+import os
 import random
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -22,6 +24,7 @@ GCS_AWAY_S = 8.0
 
 _WAKING = frozenset(
     {
+        probes.Point.BOUND,
         probes.Point.ACQUIRE_BEFORE,
         probes.Point.ACQUIRE_AFTER,
         probes.Point.RESTORE_BEFORE,
@@ -58,6 +61,40 @@ async def session_frozen(world: World, rng: random.Random) -> AsyncIterator[None
         yield
     finally:
         world.signal(victim.pid, signal.SIGCONT)
+
+
+@fault("fork servers killed", cost=Cost.CHEAP)
+async def fork_servers_killed(world: World, rng: random.Random) -> AsyncIterator[None]:
+    """Fork servers die, perhaps while they fork; what they have forked lives on."""
+
+    async def servers() -> list[int]:
+        return [pid for node in world.nodes.values() for pid in node.find(machine.Role.FORK_SERVER)]
+
+    await _kill_some(servers, rng)
+    yield
+
+
+@fault("slots in stock killed", cost=Cost.CHEAP)
+async def slots_in_stock_killed(world: World, rng: random.Random) -> AsyncIterator[None]:
+    """Processes that wait for a session die, perhaps as they are being bound."""
+
+    async def stock() -> list[int]:
+        bound = {resident.pid for resident in await world.residents()}
+        there = [pid for node in world.nodes.values() for pid in node.find(machine.Role.SESSION)]
+        return [pid for pid in there if pid not in bound]
+
+    await _kill_some(stock, rng)
+    yield
+
+
+async def _kill_some(find: Callable[[], Awaitable[list[int]]], rng: random.Random) -> None:
+    """Kill some of the processes that there are, at least one, after waiting for one."""
+    await eventually.assert_eventually(find, REACHED_TIMEOUT_S)
+    pids = sorted(await find())
+    for pid in rng.sample(pids, rng.randint(min(1, len(pids)), len(pids))):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+        await machine.dies(pid)
 
 
 def _crash_at(point: probes.Point) -> None:

@@ -13,6 +13,7 @@ import torpor
 from fault import Cost, fault
 from torpor import errors, limits, probes
 from torpor.storage import records
+from torpor.testing import eventually, workspaces
 from world import World
 
 #: Fills the storage; torpor looks into the folders of tenants alone.
@@ -129,7 +130,7 @@ async def _damage(world: World, rng: random.Random, kind: damage.Kind, how: Brea
         key = await _some_session(world, rng)
         gateway = rng.choice(sorted(world.gateways))
         # Others call it, and may keep it awake, delete it, or find other damage there.
-        with contextlib.suppress(errors.TorporError):
+        with contextlib.suppress(errors.TorporError, AssertionError):
             await _store_and_sleep(world, key, gateway)
             points = await world.store.sessions.restore_points(key)
             found = await asyncio.to_thread(damage.own, world.storage, key.tenant, points)
@@ -163,3 +164,10 @@ async def _store_and_sleep(world: World, key: records.SessionKey, gateway: str) 
         session = client.sessions.handle(key.session)
         await session.send("read", data={"blob": STORED_KIB}, timeout_s=_CALL_TIMEOUT_S)
         await session.evict(timeout_s=_CALL_TIMEOUT_S)
+
+    async def gone() -> bool:
+        return all(each.session != str(key) for each in await world.residents())
+
+    # A node that kept the files would not look at what is stored of them.
+    await eventually.assert_eventually(gone, _CALL_TIMEOUT_S)
+    await asyncio.to_thread(workspaces.forget_left, world.place.scratch, key)

@@ -35,8 +35,7 @@ LEASE_TTL_MS = 3_000
 ACTIVATIONS_MAX = 1
 #: Small enough to be filled in some seconds.
 STORAGE_BYTES = 2 << 30
-#: Nothing stored is ever taken away, so the disk grows before less than this is free: a disk
-#: that is full for good would be held against whatever fault stands.
+#: The disk grows before less is free: nothing stored is taken away, and one fault fills it.
 ROOM_BYTES = 512 << 20
 #: A world is up within this on a slow machine; most of it is Python importing.
 UP_TIMEOUT_S = 240.0
@@ -100,6 +99,7 @@ class World:
         self.network: network.Network
         self.stores: stores.Stores
         self.storage: pathlib.Path
+        self.place: deployment.Deployment
         self.probes: probes.Probes
         self.head: machine.Machine
         self.control: control_plane.ControlPlane
@@ -152,7 +152,7 @@ class World:
                 durability=self._durability,
             )
         )
-        place = self._describe(folder)
+        place = self.place = self._describe(folder)
         self.store = redis_store.open(place)
         self._exits.push_async_callback(self.store.close)
         await self._introduce_tenants()

@@ -47,6 +47,7 @@ class Way(enum.Enum):
 
 #: A point that is not here fails its test: say what leads past it.
 WAYS = {
+    Point.BOUND: Way.WAKING,
     Point.ACQUIRE_BEFORE: Way.WAKING,
     Point.ACQUIRE_AFTER: Way.WAKING,
     Point.RESTORE_BEFORE: Way.WAKING,
@@ -103,7 +104,7 @@ class Scene:
 
         await assert_eventually(fired, SLOW_S)
         (pid,) = self.probes.fired(point)
-        assert pid in self.pids(Point.ACQUIRE_BEFORE)
+        assert pid in self.pids(Point.BOUND)
         return pid
 
     def pids(self, point: Point, **facts: object) -> set[int]:
@@ -133,20 +134,15 @@ class Scene:
         async def gone() -> bool:
             # Another gateway may have seen the accepted message's hint, and wake it once more.
             await self.session.evict()
-            working = any(map(self._works, self.pids(Point.ACQUIRE_BEFORE)))
-            return not working and not self._folders()
+            # Whoever works in a folder keeps it from being removed.
+            return not self._folders()
 
         await assert_eventually(gone, SLOW_S)
 
-    def _works(self, pid: int) -> bool:
-        # Its number may be another process's by now: the folder that it works in tells.
-        try:
-            return self.session.id in str(pathlib.Path(f"/proc/{pid}/cwd").readlink())
-        except OSError:
-            return False
-
     def _folders(self) -> list[pathlib.Path]:
-        return list(self.cluster.here.deployment.scratch.glob(f"*/slots/*{self.session.id}*"))
+        records = [each for each in self.probes.records() if each["point"] == Point.BOUND]
+        slots = [pathlib.Path(each["slot"]) for each in records if each["session"] == self.key]
+        return [slot for slot in slots if slot.exists()]
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ from shared_cluster import Cluster, events
 
 from torpor import client, errors, limits
 from torpor.storage import envelope, keyring, keys, records
+from torpor.testing import workspaces
 
 Damage = Callable[[bytes], bytes | None]
 #: A state too large to lie in the store.
@@ -39,6 +40,13 @@ def _blob(cluster: Cluster, head: records.Head, digest: str) -> pathlib.Path:
     folder = cluster.here.deployment.storage / head.key.tenant / "blobs"
     (found,) = folder.glob(f"*/{digest}")
     return found
+
+
+async def _evict(cluster: Cluster, session: client.Session) -> None:
+    """Put a session to sleep; its next wake takes nothing from what its node may have kept."""
+    await session.evict()
+    head = await cluster.head(session)
+    workspaces.forget_left(cluster.here.deployment.scratch, head.key)
 
 
 async def _refuses(session: client.Session, error: type[errors.TorporError]) -> errors.TorporError:
@@ -105,7 +113,7 @@ async def test_only_state_is_damaged(
 ) -> None:
     """Without a version to go back to the session stays asleep; put right, it goes on."""
     await session.send(f"import os; self.large = os.urandom({LARGE})")
-    await session.evict()
+    await _evict(cluster, session)
     head = await cluster.head(session)
     blob = _blob(cluster, head, head.checkpoint.state)
     left = damage(blob.read_bytes())
@@ -119,7 +127,7 @@ async def test_damaged_file(cluster: Cluster, session: client.Session) -> None:
     """A file that is damaged in every version is left out and named; all else is there."""
     await session.send("import os; os.mkdir('d'); open('d/f', 'w').write('content'); self.n = 1")
     await session.send("open('d/g', 'w').write('beside'); self.n = 2")
-    await session.evict()
+    await _evict(cluster, session)
     head = await cluster.head(session)
     (file,) = [file async for file in session.files.list("d/f")]
     with _altered(_blob(cluster, head, file.digest), b"CONTENT"):
@@ -137,7 +145,7 @@ async def test_damaged_manifest(cluster: Cluster, session: client.Session) -> No
     """With a damaged list of files the session goes back to the version that has a good one."""
     await session.send("open('f', 'w').write('one'); self.n = 1")
     await session.send("open('f', 'w').write('two'); self.n = 2")
-    await session.evict()
+    await _evict(cluster, session)
     head = await cluster.head(session)
     blob = _blob(cluster, head, head.manifest)
     with _altered(blob, _flipped(blob.read_bytes())):
@@ -149,7 +157,7 @@ async def test_storage_is_not_there(cluster: Cluster, session: client.Session) -
     """Where nothing is mounted all blobs are missing, and that is not damage."""
     await session.send("open('f', 'w').write('one'); self.n = 1")
     await session.send("open('f', 'w').write('two'); self.n = 2")
-    await session.evict()
+    await _evict(cluster, session)
     storage = cluster.here.deployment.storage
     aside = storage.with_name("unmounted")
     storage.rename(aside)

@@ -120,7 +120,7 @@ def test_settings_reach_rays_processes(cluster: Cluster) -> None:
 
     actor = ray.remote(Reader).options(num_cpus=0).remote()
     environment = json.loads(ray.get(actor.environment.remote()))
-    for name, value in ray_compat._NODE_ENVIRONMENT.items():
+    for name, value in ray_compat.cluster._NODE_ENVIRONMENT.items():
         assert environment[name] == value
     assert ray.get(actor.niceness.remote()) == os.nice(0)
     ray.kill(actor)

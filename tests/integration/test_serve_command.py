@@ -54,6 +54,12 @@ async def test_serve_takes_over_and_lets_go(
                 ).text == "1"
 
         await assert_eventually(answers, SLOW_S)
+
+        async def ready() -> bool:
+            return "ready on" in (tmp_path / "serve.log").read_text()
+
+        # A session may answer before every node has been looked at.
+        await assert_eventually(ready, SLOW_S)
         serving.send_signal(signal.SIGTERM)
         assert serving.wait(SLOW_S) == 0, (tmp_path / "serve.log").read_text()
     finally:

@@ -123,7 +123,15 @@ async def test_from_ray_start_to_a_session(
     port = _free_port()
     env = {"RAY_ADDRESS": f"127.0.0.1:{port}"}
     start = (
-        *("ray", "start", "--head", "--block", "--include-dashboard=false", "--num-cpus=1"),
+        *(
+            "torpor",
+            "node",
+            "start",
+            "--head",
+            "--block",
+            "--include-dashboard=false",
+            "--num-cpus=1",
+        ),
         *(f"--port={port}", "--node-ip-address=127.0.0.1", "--object-store-memory=80000000"),
         *(f"--temp-dir={ray_folder}", "--min-worker-port=0", "--max-worker-port=0"),
     )

@@ -180,6 +180,26 @@ def test_events(gateway: ScriptedGateway) -> None:
     assert torpor("sessions", "logs", "s").stdout_bytes == b"\xffprinted"
 
 
+def test_where_the_time_of_wakes_went(gateway: ScriptedGateway) -> None:
+    """One row a wake, the newest last, with the laps that were taken."""
+    laps = {"placement": 1.5, "slot": 0.5, "first_turn": 3.0}
+    wakes = [
+        common_pb2.Event(
+            seq=seq,
+            type="session.woken",
+            data_json=json.dumps({"node": "node-1", "epoch": seq, "took_ms": laps}),
+        )
+        for seq in (1, 2, 3)
+    ]
+    gateway.script["ListEvents"] = [sessions_pb2.ListEventsResponse(events=wakes)]
+    rows = torpor("sessions", "explain", "s", "--last", "2").stdout.splitlines()
+    assert rows[0].split("\t") == ["EPOCH", "NODE", "PLACEMENT", "SLOT", "FIRST TURN", "SUM"]
+    assert [row.split("\t")[0] for row in rows[1:]] == ["2", "3"]
+    assert rows[1].split("\t")[1:] == ["node-1", "1.5", "0.5", "3.0", "5.0"]
+    (wake,) = json.loads(torpor("sessions", "explain", "s", "--json").stdout)
+    assert wake["took_ms"] == laps
+
+
 def test_files(gateway: ScriptedGateway, tmp_path: pathlib.Path) -> None:
     """Files are listed, fetched and put."""
     file = workspaces_pb2.File(

@@ -31,7 +31,7 @@ def _commands(cluster: dict[str, Any]) -> list[str]:
 
 def _start(cluster: dict[str, Any], role: str) -> list[str]:
     commands = cluster[f"{role}_start_ray_commands"]
-    (start,) = [command for command in commands if "ray start" in command]
+    (start,) = [command for command in commands if "node start" in command]
     return shlex.split(start)
 
 

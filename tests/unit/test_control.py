@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from torpor import errors, messages
+from torpor.router import standing
 from torpor.storage import keys, records
 from torpor.testing import eventually, router_parts
 
@@ -104,6 +105,26 @@ async def test_an_owner_that_died_does_not_stand_in_the_way(
     assert head.status is records.Status.PAUSED
     assert not head.resident
     assert parts.cluster.count("activate") == 1
+
+
+async def test_a_refusal_after_silence_is_no_certainty(
+    parts: router_parts.RouterParts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first call may be at work in an owner that lives and whose mailbox is full now."""
+    await parts.say("one", "m1")
+    said = [errors.OwnerUnreachable(), errors.MailboxFull()]
+
+    async def refuse(*_: object, **__: object) -> None:
+        raise said.pop(0)
+
+    async def lives(*_: object, **__: object) -> standing.Standing:
+        return next(each for each in standing.Standing if each is not standing.Standing.LAPSED)
+
+    monkeypatch.setattr(parts.cluster, "control", refuse)
+    monkeypatch.setattr(parts.activator.inquiry, "settle", lives)
+    with pytest.raises(errors.OutcomeUnknown):
+        await parts.control.pause(router_parts.KEY, request_id="p", until=parts.until())
+    assert said == []
 
 
 async def test_a_session_on_a_dead_node_can_be_evicted(parts: router_parts.RouterParts) -> None:

@@ -1,5 +1,6 @@
 """Hints of where sessions are: bounded, and never older than what is known."""
 
+from torpor.actors import protocol
 from torpor.router import directory
 from torpor.storage import records
 
@@ -12,7 +13,8 @@ def key(name: str) -> records.SessionKey:
 def located(epoch: int, version: int = 1) -> directory.Located:
     """Return an activation."""
     owner = records.Owner(node="n", incarnation="i", actor=f"a{epoch}")
-    return directory.Located(owner=owner, epoch=epoch, version=version)
+    seat = protocol.Seat(key=key("a"), epoch=epoch, nonce=f"n{epoch}", owner=owner)
+    return directory.Located(seat=seat, version=version)
 
 
 def test_the_hint_used_longest_ago_goes_first() -> None:

@@ -7,8 +7,16 @@ from typing import Any
 
 import pytest
 
-from torpor import deployment, errors, ids
-from torpor.actors import lifecycle, load_meter, node_agent, protocol, slot_board, slots
+from torpor import clock, deployment, errors, ids
+from torpor.actors import (
+    lifecycle,
+    load_meter,
+    node_agent,
+    protocol,
+    slot_board,
+    slot_stock,
+    slots,
+)
 from torpor.storage import keyring, memory_store, records
 from torpor.testing import activations, eventually, store_samples
 
@@ -62,6 +70,11 @@ class Maker:
         self.go = asyncio.Event()
         self.begun = asyncio.Event()
         self.made: list[UnprovenSlot] = []
+        self.stock = slot_stock.Stock(self._never, clock.SystemClock(), starts_max=1)
+
+    async def _never(self, kind: slot_stock.Kind) -> slots.Slot:
+        """Start nothing: nobody takes from this stock."""
+        raise NotImplementedError
 
     async def make(
         self,
@@ -73,10 +86,10 @@ class Maker:
         """Wait to be let."""
         self.begun.set()
         await self.go.wait()
-        slot = UnprovenSlot(
-            request.key, request.observed_epoch + 1, nonce, "actor", self._folder / nonce
-        )
-        slot.agent, slot.handle = request.agent, Handle()
+        kind = slot_stock.Kind(tenant=request.key.tenant, agent=request.agent)
+        slot = UnprovenSlot(kind, "actor", self._folder / nonce)
+        slot.bind(request.key, request.observed_epoch + 1, nonce, on_death)
+        slot.handle = Handle()
         self.made.append(slot)
         return slot
 

@@ -4,6 +4,7 @@ import math
 import random
 import statistics
 
+import msgspec
 import pytest
 
 from torpor.router import cluster_view, placement
@@ -118,6 +119,46 @@ def test_a_session_is_expected_to_need_what_it_used() -> None:
     assert busy == placement.Request(cpus=0.5, rss_bytes=1 << 30)
     rested = placement.expected(head(usage, 30 * 86_400_000))
     assert rested.cpus == pytest.approx(0.2)
+
+
+def test_a_session_is_drawn_to_the_node_that_may_keep_its_files() -> None:
+    """The node that it last left in order, if there are files; nothing else follows from it."""
+    left = msgspec.structs.replace(head(records.Usage(), 0), left_node="b", manifest="b3-00")
+    assert placement.expected(left).kept_by == "b"
+    empty = msgspec.structs.replace(left, manifest="")
+    assert placement.expected(empty) == placement.Request()
+
+
+@pytest.mark.parametrize(("cpu", "chosen"), [(0.2, "keeper"), (0.3, "other")])
+def test_kept_files_weigh_less_than_a_busy_node(cpu: float, chosen: str) -> None:
+    """A restore is avoided up to a point: beyond it the session is better off elsewhere."""
+    request = placement.Request(kept_by="keeper")
+    pair = [candidate("keeper", cpu=cpu), candidate("other")]
+    decision = placement.choose(pair, request, random.Random(1))
+    assert decision is not None
+    assert decision.node == chosen
+
+
+@pytest.mark.parametrize("fields", [{"draining": True}, {"sessions": 100}, {"alive": False}])
+def test_a_node_that_cannot_take_a_session_keeps_its_files_in_vain(
+    fields: dict[str, object],
+) -> None:
+    """What rules a node out rules it out, whatever it keeps."""
+    request = placement.Request(kept_by="keeper")
+    pair = [candidate("keeper", **fields), candidate("other", cpu=0.9)]
+    decision = placement.choose(pair, request, random.Random(1))
+    assert decision is not None
+    assert decision.node == "other"
+
+
+def test_among_many_nodes_the_keeper_is_looked_at() -> None:
+    """A sample would miss it nearly always."""
+    many = [candidate(f"n{number}") for number in range(1_000)]
+    request = placement.Request(kept_by="n777")
+    for seed in range(5):
+        decision = placement.choose(many, request, random.Random(seed))
+        assert decision is not None
+        assert decision.node == "n777"
 
 
 # A small simulation: one gateway, three nodes, loads that are seen late and smoothed.

@@ -3,9 +3,11 @@
 import asyncio
 from collections.abc import AsyncIterator
 
+import msgspec
 import pytest
 
-from torpor import errors
+from torpor import errors, ids
+from torpor.actors import protocol
 from torpor.storage import keys, records, redis_store, redis_wire
 from torpor.testing import store_samples, valkey
 
@@ -42,8 +44,20 @@ async def test_silent_server_is_given_up(own_store_server: valkey.Server) -> Non
 
 
 async def test_head_of_a_sleeping_session_is_small(store: redis_store.RedisStore) -> None:
-    """The head stays in the compact form of a hash, and below 600 bytes."""
-    head = await store_samples.owned(store)
+    """The head stays in the compact form of a hash, and below 600 bytes.
+
+    It never comes back to that form, so no owner may have had too long a name, either.
+    """
+    node = "ab" * 28
+    owner = msgspec.structs.replace(
+        store_samples.OWNER,
+        node=node,
+        incarnation=ids.nonce(),
+        actor=protocol.slot_actor_name(node, ids.nonce()),
+    )
+    head = await store.sessions.create(store_samples.new(store_samples.key()))
+    claim = store_samples.claim(head, owner=owner)
+    head = (await store.sessions.acquire(claim)).head
     ref = records.CheckpointRef(
         version=2, epoch=1, origin="chat", state="b3-" + "ab" * 32, state_bytes=50_000, inline=False
     )

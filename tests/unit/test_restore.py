@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 
 import msgspec
@@ -380,3 +381,12 @@ def _stored(base: pathlib.Path) -> set[str]:
 
 def _above(path: str) -> list[str]:
     return [os.fspath(parent) for parent in pathlib.PurePath(path).parents]
+
+
+def test_what_has_no_files_starts_no_thread(
+    store: local_blobs.LocalBlobStore, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Most sessions have none, and their wake is short."""
+    monkeypatch.setattr(threading, "Thread", None)
+    assert restore.restore("", tmp_path / "workspace", store, "acme").digest == ""
+    assert list((tmp_path / "workspace").iterdir()) == []

@@ -56,6 +56,22 @@ async def test_a_warm_message_reads_nothing(
     assert await parts.say("two", "m2", min_version=answer.version) == answer
 
 
+async def test_an_end_that_comes_with_the_answer_is_remembered(
+    parts: router_parts.RouterParts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The hint that was dropped meanwhile is not put back."""
+    deliver = parts.cluster.deliver
+
+    async def end(seat: protocol.Seat, *args: object, **fields: object) -> object:
+        answer = await deliver(seat, *args, **fields)  # type: ignore[arg-type]
+        parts.directory.forget(seat.key, seat.epoch)
+        return answer
+
+    monkeypatch.setattr(parts.cluster, "deliver", end)
+    await parts.say("one", "m1")
+    assert parts.directory.get(router_parts.KEY) is None
+
+
 async def test_a_stale_hint_costs_one_repeat(parts: router_parts.RouterParts) -> None:
     """A session that another gateway evicted and woke elsewhere is found again."""
     other = await router_parts.second(parts)
@@ -110,10 +126,10 @@ async def test_a_call_that_hangs_ends_with_the_lease(
     lost.silent = True
     deliver = parts.cluster.deliver
 
-    async def hang(owner: records.Owner, *args: object, **fields: object) -> protocol.Delivered:
-        if owner.node == lost.name:
+    async def hang(seat: protocol.Seat, *args: object, **fields: object) -> protocol.Delivered:
+        if seat.owner.node == lost.name:
             await asyncio.Event().wait()
-        return await deliver(owner, *args, **fields)
+        return await deliver(seat, *args, **fields)
 
     monkeypatch.setattr(parts.cluster, "deliver", hang)
     saying = asyncio.create_task(parts.say("two", "m2", seconds=600))
@@ -240,13 +256,13 @@ async def test_a_message_that_kills_its_processes_is_given_up(
     deaths = 0
 
     async def die(
-        owner: records.Owner, key: records.SessionKey, request: protocol.Deliver, **fields: float
+        seat: protocol.Seat, request: protocol.Deliver, **fields: float
     ) -> protocol.Delivered:
         nonlocal deaths
         if request.message.text != "deadly":
-            return await deliver(owner, key, request, **fields)
+            return await deliver(seat, request, **fields)
         deaths += 1
-        parts.cluster.kill(key)
+        parts.cluster.kill(router_parts.KEY)
         raise errors.OwnerUnreachable
 
     monkeypatch.setattr(parts.cluster, "deliver", die)
@@ -265,15 +281,15 @@ async def test_a_message_whose_last_process_had_committed_is_answered(
     deaths = 0
 
     async def die_late(
-        owner: records.Owner, key: records.SessionKey, request: protocol.Deliver, **fields: float
+        seat: protocol.Seat, request: protocol.Deliver, **fields: float
     ) -> protocol.Delivered:
         nonlocal deaths
         if deaths == routing.DEATHS_MAX:
-            return await deliver(owner, key, request, **fields)
+            return await deliver(seat, request, **fields)
         deaths += 1
         if deaths == routing.DEATHS_MAX:
-            await deliver(owner, key, request, **fields)
-        parts.cluster.kill(key)
+            await deliver(seat, request, **fields)
+        parts.cluster.kill(router_parts.KEY)
         raise errors.OwnerUnreachable
 
     monkeypatch.setattr(parts.cluster, "deliver", die_late)
@@ -288,10 +304,10 @@ async def test_a_refusal_after_silence_is_no_certainty(
     deliver = parts.cluster.deliver
 
     async def commit_in_silence(
-        owner: records.Owner, key: records.SessionKey, request: protocol.Deliver, **fields: float
+        seat: protocol.Seat, request: protocol.Deliver, **fields: float
     ) -> protocol.Delivered:
-        await deliver(owner, key, request, **fields)
-        parts.cluster.kill(key)
+        await deliver(seat, request, **fields)
+        parts.cluster.kill(router_parts.KEY)
         for node in parts.cluster.nodes.values():
             node.refusal = errors.NoCapacity()
         raise errors.OwnerUnreachable
@@ -326,12 +342,12 @@ async def test_a_message_does_not_find_itself_in_the_way(
     deliver = parts.cluster.deliver
 
     async def break_off(
-        owner: records.Owner, key: records.SessionKey, request: protocol.Deliver, **fields: float
+        seat: protocol.Seat, request: protocol.Deliver, **fields: float
     ) -> protocol.Delivered:
         policies.append(request.busy)
         if len(policies) == 1:
             raise errors.OwnerUnreachable
-        return await deliver(owner, key, request, **fields)
+        return await deliver(seat, request, **fields)
 
     monkeypatch.setattr(parts.cluster, "deliver", break_off)
     await parts.router.deliver(

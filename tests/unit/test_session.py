@@ -1,13 +1,17 @@
 """The shell of a session process, without Ray."""
 
 import asyncio
+import pathlib
+import tempfile
 from typing import Any
 
+import msgspec
 import pytest
 
-from torpor import errors, messages
-from torpor.actors import mailbox, protocol, session
-from torpor.testing import activations
+from torpor import deployment, errors, messages
+from torpor.actors import lane, lane_address, lane_frames, mailbox, protocol, session
+from torpor.storage import records
+from torpor.testing import activations, lane_owner
 
 EPOCH = 3
 
@@ -41,6 +45,44 @@ DELIVER = protocol.pack(
     )
 )
 
+SPEC = protocol.SlotSpec(
+    deployment=deployment.Deployment(
+        store_url="",
+        storage=pathlib.Path("unused"),
+        scratch=pathlib.Path("unused"),
+        signing_key_file=pathlib.Path("unused"),
+    ),
+    agent=activations.AGENT,
+    keys=activations.KEYS,
+    node_name="node-1",
+    slot=pathlib.Path("unused"),
+)
+CLAIM = records.Acquire(
+    key=records.SessionKey("acme", "chat"),
+    observed_epoch=EPOCH - 1,
+    observed_incarnation="",
+    owner=activations.OWNER,
+    nonce="n",
+)
+
+
+@pytest.fixture(autouse=True)
+def _equipped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that has imported and connected all it needs."""
+
+    async def equip(_: protocol.SlotSpec) -> object:
+        return object()
+
+    monkeypatch.setattr(session, "_equip", equip)
+
+
+async def prepared(spec: protocol.SlotSpec = SPEC) -> tuple[session.AgentSession, records.Acquire]:
+    """Return a process that waits to be bound, and the claim to bind it with."""
+    process = session.AgentSession(spec)
+    lane_text = protocol.accept(await process.prepare()).lane
+    owner = msgspec.structs.replace(CLAIM.owner, lane=lane_text)
+    return process, msgspec.structs.replace(CLAIM, owner=owner)
+
 
 @pytest.mark.parametrize("refused", [False, True])
 async def test_calls_during_the_boot_await_its_end(
@@ -49,15 +91,15 @@ async def test_calls_during_the_boot_await_its_end(
     """Who reads the head after the claim finds the owner still loading: the call waits for it."""
     go = asyncio.Event()
 
-    async def load(_: object) -> Resident:
+    async def load(*_: object) -> Resident:
         await go.wait()
         if refused:
             raise errors.CheckpointCorrupt
         return Resident()
 
     monkeypatch.setattr(session, "_take_up_residence", load)
-    process = session.AgentSession()
-    booting = asyncio.create_task(process.boot(activations.AGENT))  # type: ignore[arg-type]
+    process, claim = await prepared()
+    booting = asyncio.create_task(process.boot(claim, {}))
     early = asyncio.create_task(process.deliver(DELIVER))
     drain = asyncio.create_task(process.drain_inbox(EPOCH))
     await asyncio.sleep(0)
@@ -72,3 +114,78 @@ async def test_calls_during_the_boot_await_its_end(
         assert await drain is None
         assert process._living is not None
         process._living.cancel()
+
+
+async def test_the_lane_listens_before_the_claim(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The head names it from the claim on; who comes during the boot waits for its end."""
+    go = asyncio.Event()
+    heads: list[records.Owner] = []
+
+    async def load(spec: protocol.BootSpec, *_: object) -> Resident:
+        heads.append(spec.claim.owner)
+        await go.wait()
+        return Resident()
+
+    monkeypatch.setattr(session, "_take_up_residence", load)
+    with tempfile.TemporaryDirectory(dir="/tmp", prefix="t") as folder:
+        monkeypatch.setattr(lane_address, "sockets_folder", lambda: pathlib.Path(folder, "lanes"))
+        process, claim = await prepared(msgspec.structs.replace(SPEC, host="127.0.0.1"))
+        booting = asyncio.create_task(process.boot(claim, {}))
+        await lane_owner.until(lambda: heads)
+        seat = protocol.Seat(key=CLAIM.key, epoch=EPOCH, nonce="n", owner=heads[0])
+        way = await lane.Lane.open(seat, same_node=True, on_end=lambda _: None)
+        early = asyncio.create_task(way.call(lane_frames.Kind.DELIVER, DELIVER, timeout_s=30))
+        drain = asyncio.create_task(
+            way.call(lane_frames.Kind.DRAIN_INBOX, protocol.pack(EPOCH + 1), timeout_s=30)
+        )
+        go.set()
+        assert protocol.accept(await booting).epoch == EPOCH
+        assert heads[0].lane != ""
+        assert protocol.accept(protocol.unpack_delivered(await early)).text == "here"
+        refused = protocol.unpack_done(await drain)
+        assert refused is not None
+        assert refused.reason == errors.Fenced.reason
+        way.close()
+        process._lane.close()  # type: ignore[union-attr]
+        process._living.cancel()  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "192.0.2.1", ""])
+async def test_a_process_that_cannot_listen_works_without(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path, host: str
+) -> None:
+    """Nobody may listen at an address of another machine; and a boot that fails leaves nothing."""
+    named: list[str] = []
+
+    async def fail(spec: protocol.BootSpec, *_: object) -> Resident:
+        named.append(spec.claim.owner.lane)
+        raise errors.CheckpointCorrupt
+
+    monkeypatch.setattr(session, "_take_up_residence", fail)
+    monkeypatch.setattr(lane_address, "sockets_folder", lambda: tmp_path / ("x" * 60))
+    process, claim = await prepared(msgspec.structs.replace(SPEC, host=host))
+    answer = await process.boot(claim, {})
+    assert isinstance(answer, protocol.Refusal)
+    assert answer.reason == errors.CheckpointCorrupt.reason
+    assert bool(named[0]) == (host == "127.0.0.1")
+    if named[0]:
+        address = lane_address.LaneAddress.parse(named[0])
+        with pytest.raises(ConnectionRefusedError):
+            await asyncio.open_connection(address.host, address.port)
+
+
+async def test_a_process_is_bound_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second session, or the same again, is refused, also when the first could not be loaded."""
+
+    async def fail(*_: object) -> Resident:
+        raise errors.CheckpointCorrupt
+
+    monkeypatch.setattr(session, "_take_up_residence", fail)
+    process, claim = await prepared()
+    first, second = await process.boot(claim, {}), await process.boot(claim, {})
+    assert isinstance(first, protocol.Refusal)
+    assert isinstance(second, protocol.Refusal)
+    assert (first.reason, second.reason) == (
+        errors.CheckpointCorrupt.reason,
+        errors.Fenced.reason,
+    )

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from torpor import errors
+from torpor.actors import protocol
 from torpor.router import waking
 from torpor.storage import keys, records
 from torpor.testing import eventually, router_parts
@@ -127,9 +128,9 @@ async def test_an_owner_that_has_left_is_not_asked(
     await other.control.evict(router_parts.KEY, request_id="e", until=other.until())
     drain = parts.cluster.drain_inbox
 
-    async def linger(owner: records.Owner, *args: Any, **fields: Any) -> None:
-        if owner != left.owner:
-            await drain(owner, *args, **fields)
+    async def linger(seat: protocol.Seat, *args: Any, **fields: Any) -> None:
+        if seat.owner != left.owner:
+            await drain(seat, *args, **fields)
 
     monkeypatch.setattr(parts.cluster, "drain_inbox", linger)
     await accept(parts, "m2")

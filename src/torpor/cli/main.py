@@ -13,6 +13,7 @@ from torpor.cli import (
     files,
     fsck,
     keys,
+    node,
     nodes,
     options,
     output,
@@ -36,6 +37,7 @@ app.command("fsck")(fsck.fsck)
 app.add_typer(agents.app, name="agents")
 app.add_typer(sessions.app, name="sessions")
 app.add_typer(files.app, name="files")
+app.add_typer(node.app, name="node")
 app.add_typer(nodes.app, name="nodes")
 app.add_typer(tenants.app, name="tenants")
 app.add_typer(keys.app, name="keys")

@@ -21,13 +21,14 @@ def ls(ctx: typer.Context, json: options.Json = False) -> None:
         output.document(found)
         return
     output.table(
-        ("NAME", "ID", "STATE", "SESSIONS", "CPU", "MEMORY", "GATEWAY"),
+        ("NAME", "ID", "STATE", "SESSIONS", "STOCK", "CPU", "MEMORY", "GATEWAY"),
         [
             (
                 node.name,
                 node.id[:12],
                 _state(node),
                 f"{node.sessions}/{node.sessions_max}",
+                str(node.slots_in_stock),
                 f"{node.cpu:.0%}",
                 f"{node.memory:.0%}",
                 node.gateway,

@@ -1,5 +1,6 @@
 """`torpor sessions`."""
 
+import collections
 import itertools
 import sys
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -7,11 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import msgspec
 import typer
 
-from torpor import errors, limits
+from torpor import errors, limits, messages
 from torpor.cli import events, options, output
 
 if TYPE_CHECKING:
-    from torpor import client, messages
+    from torpor import client
 
 app = typer.Typer(no_args_is_help=True, help="Make, speak to and steer sessions.")
 
@@ -191,6 +192,30 @@ def history(
         found = client.sessions.handle(session_id).events(after, types=types)
         for event in itertools.islice(found, limit):
             _show(event, as_json)
+
+
+@app.command()
+def explain(
+    ctx: typer.Context,
+    session_id: options.SessionId,
+    last: Annotated[int, typer.Option(min=1, max=1000, help="So many wakes.")] = 1,
+    json: options.Json = False,
+) -> None:
+    """Show where the time of the last wakes went, in milliseconds."""
+    with options.connected(ctx) as client:
+        found = client.sessions.handle(session_id).events(types=[messages.SESSION_WOKEN])
+        wakes = [event.data for event in collections.deque(found, maxlen=last)]
+    if output.as_json(ctx, json):
+        output.document(wakes)
+        return
+    laps = list(dict.fromkeys(lap for wake in wakes for lap in wake.get("took_ms", {})))
+    rows = []
+    for wake in wakes:
+        took_ms = wake.get("took_ms", {})
+        spent = [f"{took_ms[lap]:.1f}" if lap in took_ms else "" for lap in laps]
+        rows.append((str(wake["epoch"]), wake["node"], *spent, f"{sum(took_ms.values()):.1f}"))
+    titles = (lap.upper().replace("_", " ") for lap in laps)
+    output.table(("EPOCH", "NODE", *titles, "SUM"), rows)
 
 
 @app.command()

@@ -115,4 +115,5 @@ def node(proto: admin_pb2.Node) -> values.NodeInfo:
         sessions_max=proto.sessions_max,
         cpu=proto.cpu,
         memory=proto.memory,
+        slots_in_stock=proto.slots_in_stock,
     )

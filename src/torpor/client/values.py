@@ -141,3 +141,5 @@ class NodeInfo(msgspec.Struct, frozen=True, kw_only=True):
     cpu: float
     #: Share of the node's memory in use, 0 to 1.
     memory: float
+    #: Processes that are up and wait for a session to wake.
+    slots_in_stock: int

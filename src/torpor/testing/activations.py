@@ -15,6 +15,7 @@ from torpor.actors import (
     recovery,
     residence,
     slot_board,
+    stopwatch,
 )
 from torpor.storage import blobs, keyring, local_blobs, records, snapshot, store
 
@@ -118,6 +119,7 @@ class Activation:
                 slot=slot,
             ),
             clock=clock.SystemClock(),
+            watch=stopwatch.Stopwatch(),
         )
         self._running = asyncio.create_task(self.residence.run())
 
@@ -182,7 +184,7 @@ async def activate(
     try:
         # A process has one working directory, and this one has many activations.
         with contextlib.chdir("."):
-            thread = await waking.wake(acquired, agent)
+            thread = await waking.wake(acquired, agent, stopwatch.Stopwatch())
     except BaseException:
         await owned.abandon()
         raise

@@ -118,6 +118,7 @@ class Ownership:
         """After a takeover the former owner's every write is refused and changes nothing."""
         old = await store_samples.owned(store)
         new = (await store.sessions.acquire(store_samples.claim(old, owner=OTHER))).head
+        assert new.owner == OTHER
         with pytest.raises(errors.Fenced):
             await store.sessions.commit(store_samples.commit(old))
         with pytest.raises(errors.Fenced):
@@ -137,13 +138,15 @@ class Ownership:
                 await store.sessions.commit(store_samples.commit(head, nonce=nonce))
 
     async def test_released_session_has_no_owner(self, store: store.Store) -> None:
-        """Release clears the owner and keeps the epoch; the next claim gets a higher one."""
+        """Release clears the owner, keeps epoch and node; the next claim gets a higher epoch."""
         head = await store_samples.owned(store)
         assert await store.sessions.release(
             head.key, epoch=head.epoch, nonce=head.nonce, expected_version=head.version
         )
         free = await store.sessions.head(head.key)
         assert (free.owner, free.nonce, free.epoch) == (None, "", head.epoch)
+        assert head.owner is not None
+        assert free.left_node == head.owner.node
         with pytest.raises(errors.Fenced):
             await store.sessions.commit(store_samples.commit(head))
         for nonce in (head.nonce, ""):
@@ -153,6 +156,7 @@ class Ownership:
                 )
         again = await store.sessions.acquire(store_samples.claim(free))
         assert again.head.epoch == head.epoch + 1
+        assert again.head.left_node == ""
 
     async def test_release_at_another_version(self, store: store.Store) -> None:
         """Nothing is released under another version than the owner's: something was lost."""

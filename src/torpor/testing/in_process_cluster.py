@@ -46,7 +46,6 @@ class InProcessCluster:
         #: (method, session or node), in order.
         self.calls: list[tuple[str, str]] = []
         #: Names of processes on their way up, anywhere: each is given once.
-        self.names: set[str] = set()
         #: Owners that live but do not answer: their process hangs.
         self.hung: set[records.SessionKey] = set()
         #: Awaited in each turn, for tests that need one to last.
@@ -104,16 +103,9 @@ class InProcessCluster:
         self.calls.append(("activate", node))
         here = self._answering(node)
         epoch = request.observed_epoch + 1
-        actor = protocol.session_actor_name(request.key, epoch, request.attempt)
-        if actor in self.names:
-            raise errors.AlreadyWaking(session=request.key.session)
-        self.names.add(actor)
-        try:
-            # A real activation takes long enough for others to come in between.
-            await asyncio.sleep(0)
-            return await self._wake(here, request, epoch, actor)
-        finally:
-            self.names.discard(actor)
+        # A real activation takes long enough for others to come in between.
+        await asyncio.sleep(0)
+        return await self._wake(here, request, epoch, f"{request.key}.{epoch}")
 
     async def _wake(
         self, here: Node, request: protocol.Activate, epoch: int, actor: str
@@ -132,7 +124,7 @@ class InProcessCluster:
             )
         )
         here.residents[request.key] = (epoch, nonce)
-        return protocol.Activated(epoch=epoch, owner=owner)
+        return protocol.Activated(epoch=epoch, owner=owner, nonce=nonce)
 
     async def bury(
         self, node: str, key: records.SessionKey, epoch: int, *, timeout_s: float
@@ -172,33 +164,25 @@ class InProcessCluster:
         await self.beat()
 
     async def deliver(
-        self,
-        owner: records.Owner,
-        key: records.SessionKey,
-        request: protocol.Deliver,
-        *,
-        timeout_s: float,
+        self, seat: protocol.Seat, request: protocol.Deliver, *, timeout_s: float
     ) -> protocol.Delivered:
         """Echo, as a committed turn; a request id that is known is answered from the history."""
+        key = seat.key
         self.calls.append(("deliver", str(key)))
-        nonce = self._resident(owner, key, request.epoch)
+        nonce = self._resident(seat)
         if self.gate is not None:
             await self.gate()
         return await self._turn(key, request.epoch, nonce, request.message, request.body_digest)
 
     async def control(
-        self,
-        owner: records.Owner,
-        key: records.SessionKey,
-        request: protocol.Control,
-        *,
-        timeout_s: float,
+        self, seat: protocol.Seat, request: protocol.Control, *, timeout_s: float
     ) -> protocol.Controlled:
         """Evict, pause or resume."""
+        key = seat.key
         self.calls.append((f"control {request.verb}", str(key)))
-        nonce = self._resident(owner, key, request.epoch)
+        nonce = self._resident(seat)
         if request.verb is protocol.Verb.EVICT:
-            await self._release(self.nodes[owner.node], key)
+            await self._release(self.nodes[seat.owner.node], key)
         else:
             paused = request.verb is protocol.Verb.PAUSE
             await self._commit(
@@ -211,30 +195,24 @@ class InProcessCluster:
         return protocol.Controlled(version=(await self._store.sessions.head(key)).version)
 
     async def place_file(
-        self,
-        owner: records.Owner,
-        key: records.SessionKey,
-        request: protocol.PlaceFile,
-        *,
-        timeout_s: float,
+        self, seat: protocol.Seat, request: protocol.PlaceFile, *, timeout_s: float
     ) -> protocol.Placed:
         """Commit that a file was written; the manifest stays as it is."""
         self.calls.append(("place_file", request.path))
-        nonce = self._resident(owner, key, request.epoch)
+        nonce = self._resident(seat)
         data = {"path": request.path, "digest": request.digest}
         committed = await self._commit(
-            key, request.epoch, nonce, [(messages.WORKSPACE_WRITTEN, data)]
+            seat.key, seat.epoch, nonce, [(messages.WORKSPACE_WRITTEN, data)]
         )
         return protocol.Placed(version=committed.version)
 
-    async def drain_inbox(
-        self, owner: records.Owner, key: records.SessionKey, epoch: int, *, timeout_s: float
-    ) -> None:
+    async def drain_inbox(self, seat: protocol.Seat, *, timeout_s: float) -> None:
         """Handle what waits in the inbox."""
+        key = seat.key
         self.calls.append(("drain_inbox", str(key)))
-        nonce = self._resident(owner, key, epoch)
+        nonce = self._resident(seat)
         for item in await self._store.sessions.inbox(key):
-            await self._turn(key, epoch, nonce, item.message, item.body_digest, inbox=True)
+            await self._turn(key, seat.epoch, nonce, item.message, item.body_digest, inbox=True)
 
     def kill(self, key: records.SessionKey) -> None:
         """End the session's process without a word."""
@@ -248,12 +226,12 @@ class InProcessCluster:
             raise errors.OwnerUnreachable(node=name)
         return node
 
-    def _resident(self, owner: records.Owner, key: records.SessionKey, epoch: int) -> str:
-        residents = self._answering(owner.node).residents
+    def _resident(self, seat: protocol.Seat) -> str:
+        key, residents = seat.key, self._answering(seat.owner.node).residents
         if key in self.hung or key not in residents:
             raise errors.OwnerUnreachable(session=key.session)
         resident_epoch, nonce = residents[key]
-        if resident_epoch != epoch:
+        if (resident_epoch, nonce) != (seat.epoch, seat.nonce):
             raise errors.Fenced(session=key.session)
         return nonce
 

@@ -9,7 +9,9 @@ from torpor import definition, deployment, ids, limits, messages
 from torpor.storage import keys, records, store
 
 AT_MS = 1_700_000_000_000
-OWNER = records.Owner(node="node-1", incarnation="inc-1", actor="actor-1")
+OWNER = records.Owner(
+    node="node-1", incarnation="inc-1", actor="actor-1", lane="10.0.0.5:4567,/run/lanes/1.sock"
+)
 
 
 def key(session: str = "") -> records.SessionKey:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from types import TracebackType
 from typing import Self
 
-from torpor.storage import blobs, snapshot
+from torpor.storage import blobs, kept_description, kept_workspaces, records, snapshot
 
 
 def describe(root: pathlib.Path) -> dict[str, tuple[str, int, bytes]]:
@@ -53,10 +53,52 @@ def make_oddities(root: pathlib.Path) -> None:
     (root / "read only").chmod(0o555)
 
 
+def forget_left(scratch: pathlib.Path, key: records.SessionKey) -> None:
+    """Have the next wake of a session that has left restore its files from what is stored.
+
+    Args:
+        scratch: the folder with the folders of all nodes.
+        key: the session; the process that had it has ended, or told that it left.
+    """
+    # What is kept moves from the slot to the node meanwhile, and is found here or there.
+    for place in ("slots/*", f"slots/*/{kept_workspaces.KEPT}", f"kept/{key.tenant}/{key.session}"):
+        for description in scratch.glob(f"*/{place}/{kept_description.NAME}"):
+            head = kept_description.head(description.parent)
+            if head is not None and head.key == key:
+                description.unlink(missing_ok=True)
+
+
 def commit(snapshotter: snapshot.Snapshotter) -> snapshot.Snapshot:
     """Take a snapshot, as if a commit then named it."""
     taken = snapshotter.snapshot()
     snapshotter.adopt(taken.tree)
+    return taken
+
+
+def fill(root: pathlib.Path) -> None:
+    """Fill a folder with few files, one of each kind."""
+    (root / "run.sh").write_bytes(b"#!/bin/sh")
+    (root / "dangling").symlink_to("nowhere")
+    (root / os.fsdecode(b"latin1-\xe9\xff")).write_bytes(b"no utf-8")
+    (root / "empty folder").mkdir()
+    (root / "read only").mkdir()
+    (root / "read only" / "inside").write_bytes(b"in")
+    (root / "read only").chmod(0o555)
+    (root / "a").mkdir()
+    (root / "a" / "first").write_bytes(b"first")
+    (root / "a" / "second").write_bytes(b"second")
+
+
+def leave(
+    slot: pathlib.Path, store: blobs.BlobStore, key: records.SessionKey, *, at_ms: int
+) -> snapshot.Snapshot:
+    """Make a slot as a session leaves it that goes in order; its workspace was filled by `fill`."""
+    root = slot / kept_workspaces.WORKSPACE
+    root.mkdir(parents=True)
+    fill(root)
+    taken = snapshot.Snapshotter(root, store, key.tenant, 1 << 20).snapshot()
+    kept_description.write(slot, key, taken.tree, at_ms=at_ms, since_ticks=0)
+    (slot / "board").write_bytes(b"board")
     return taken
 
 

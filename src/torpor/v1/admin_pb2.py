@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15torpor/v1/admin.proto\x12\ttorpor.v1\"\xac\x01\n\x04Node\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x13\n\x0bincarnation\x18\x03 \x01(\t\x12\x0f\n\x07gateway\x18\x04 \x01(\t\x12\r\n\x05\x61live\x18\x05 \x01(\x08\x12\x10\n\x08\x64raining\x18\x06 \x01(\x08\x12\x10\n\x08sessions\x18\x07 \x01(\x05\x12\x14\n\x0csessions_max\x18\x08 \x01(\x05\x12\x0b\n\x03\x63pu\x18\t \x01(\x01\x12\x0e\n\x06memory\x18\n \x01(\x01\"\x12\n\x10ListNodesRequest\"3\n\x11ListNodesResponse\x12\x1e\n\x05nodes\x18\x01 \x03(\x0b\x32\x0f.torpor.v1.Node\"4\n\x10\x44rainNodeRequest\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\"2\n\x11\x44rainNodeResponse\x12\x1d\n\x04node\x18\x01 \x01(\x0b\x32\x0f.torpor.v1.Node2\x97\x01\n\x05\x41\x64min\x12\x46\n\tListNodes\x12\x1b.torpor.v1.ListNodesRequest\x1a\x1c.torpor.v1.ListNodesResponse\x12\x46\n\tDrainNode\x12\x1b.torpor.v1.DrainNodeRequest\x1a\x1c.torpor.v1.DrainNodeResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15torpor/v1/admin.proto\x12\ttorpor.v1\"\xc4\x01\n\x04Node\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x13\n\x0bincarnation\x18\x03 \x01(\t\x12\x0f\n\x07gateway\x18\x04 \x01(\t\x12\r\n\x05\x61live\x18\x05 \x01(\x08\x12\x10\n\x08\x64raining\x18\x06 \x01(\x08\x12\x10\n\x08sessions\x18\x07 \x01(\x05\x12\x14\n\x0csessions_max\x18\x08 \x01(\x05\x12\x0b\n\x03\x63pu\x18\t \x01(\x01\x12\x0e\n\x06memory\x18\n \x01(\x01\x12\x16\n\x0eslots_in_stock\x18\x0b \x01(\x05\"\x12\n\x10ListNodesRequest\"3\n\x11ListNodesResponse\x12\x1e\n\x05nodes\x18\x01 \x03(\x0b\x32\x0f.torpor.v1.Node\"4\n\x10\x44rainNodeRequest\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\"2\n\x11\x44rainNodeResponse\x12\x1d\n\x04node\x18\x01 \x01(\x0b\x32\x0f.torpor.v1.Node2\x97\x01\n\x05\x41\x64min\x12\x46\n\tListNodes\x12\x1b.torpor.v1.ListNodesRequest\x1a\x1c.torpor.v1.ListNodesResponse\x12\x46\n\tDrainNode\x12\x1b.torpor.v1.DrainNodeRequest\x1a\x1c.torpor.v1.DrainNodeResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -32,15 +32,15 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'torpor.v1.admin_pb2', _glob
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_NODE']._serialized_start=37
-  _globals['_NODE']._serialized_end=209
-  _globals['_LISTNODESREQUEST']._serialized_start=211
-  _globals['_LISTNODESREQUEST']._serialized_end=229
-  _globals['_LISTNODESRESPONSE']._serialized_start=231
-  _globals['_LISTNODESRESPONSE']._serialized_end=282
-  _globals['_DRAINNODEREQUEST']._serialized_start=284
-  _globals['_DRAINNODEREQUEST']._serialized_end=336
-  _globals['_DRAINNODERESPONSE']._serialized_start=338
-  _globals['_DRAINNODERESPONSE']._serialized_end=388
-  _globals['_ADMIN']._serialized_start=391
-  _globals['_ADMIN']._serialized_end=542
+  _globals['_NODE']._serialized_end=233
+  _globals['_LISTNODESREQUEST']._serialized_start=235
+  _globals['_LISTNODESREQUEST']._serialized_end=253
+  _globals['_LISTNODESRESPONSE']._serialized_start=255
+  _globals['_LISTNODESRESPONSE']._serialized_end=306
+  _globals['_DRAINNODEREQUEST']._serialized_start=308
+  _globals['_DRAINNODEREQUEST']._serialized_end=360
+  _globals['_DRAINNODERESPONSE']._serialized_start=362
+  _globals['_DRAINNODERESPONSE']._serialized_end=412
+  _globals['_ADMIN']._serialized_start=415
+  _globals['_ADMIN']._serialized_end=566
 # @@protoc_insertion_point(module_scope)

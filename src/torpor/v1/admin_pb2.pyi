@@ -32,6 +32,7 @@ class Node(_message.Message):
     SESSIONS_MAX_FIELD_NUMBER: _builtins.int
     CPU_FIELD_NUMBER: _builtins.int
     MEMORY_FIELD_NUMBER: _builtins.int
+    SLOTS_IN_STOCK_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Ray's node id."""
     name: _builtins.str
@@ -43,6 +44,8 @@ class Node(_message.Message):
     sessions_max: _builtins.int
     cpu: _builtins.float
     memory: _builtins.float
+    slots_in_stock: _builtins.int
+    """Processes that are up and wait for a session to wake, of all agents together."""
     def __init__(
         self,
         *,
@@ -56,10 +59,11 @@ class Node(_message.Message):
         sessions_max: _builtins.int = ...,
         cpu: _builtins.float = ...,
         memory: _builtins.float = ...,
+        slots_in_stock: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["alive", b"alive", "cpu", b"cpu", "draining", b"draining", "gateway", b"gateway", "id", b"id", "incarnation", b"incarnation", "memory", b"memory", "name", b"name", "sessions", b"sessions", "sessions_max", b"sessions_max"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alive", b"alive", "cpu", b"cpu", "draining", b"draining", "gateway", b"gateway", "id", b"id", "incarnation", b"incarnation", "memory", b"memory", "name", b"name", "sessions", b"sessions", "sessions_max", b"sessions_max", "slots_in_stock", b"slots_in_stock"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,19 +1,20 @@
-"""The only module that touches what Ray does not promise, each thing with a way to live without it.
-
-Held by `tests/integration/test_ray_compat.py`, which says what broke when Ray moves.
-"""
+"""Ray nodes on this machine, and what Ray says of nodes."""
 
 import contextlib
 import logging
 import os
 import socket
-from typing import Any
+import sys
+from collections.abc import Sequence
+from typing import Any, NoReturn
 
 import psutil
 import ray
 from ray import cluster_utils
+from ray._private import ray_constants
 
 from torpor import errors
+from torpor.actors.ray_compat import worker_starter
 
 #: Read by Ray's processes at their start; set before any of them is started here.
 _NODE_ENVIRONMENT = {
@@ -25,8 +26,6 @@ _NODE_ENVIRONMENT = {
     "RAY_task_events_max_num_task_in_gcs": "10000",
     "RAY_metric_cardinality_level": "low",
     "RAY_USAGE_STATS_ENABLED": "0",
-    # A label per node name; see `NAME_LABEL`.
-    "RAY_AUTH_MODE": "disabled",
 }
 
 #: The node label that carries a node's name for people.
@@ -37,6 +36,29 @@ OBJECT_STORE_BYTES = 80 << 20
 PROBE_TIMEOUT_S = 5.0
 
 
+def start_node(arguments: Sequence[str]) -> NoReturn:
+    """Run `ray start` with these arguments, so that the node's workers can be forked."""
+    # Brings much that only this command needs.
+    from ray.scripts import scripts
+
+    _prepare()
+    scripts.cli.main(["start", *arguments], prog_name="torpor node")
+    sys.exit()  # for the type checker: the line above ends the process
+
+
+def _prepare() -> None:
+    """Set what the Ray processes that this one starts are to have."""
+    for name, value in _NODE_ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    # Every process that Ray starts should find compiled modules, and leave some if there are none.
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    # Where the private constant has moved, Ray's own starter remains, and every worker imports
+    # anew.
+    if hasattr(ray_constants, "SETUP_WORKER_FILENAME"):
+        # An absolute path, so that joining it to Ray's folder leaves it as it is.
+        ray_constants.SETUP_WORKER_FILENAME = worker_starter.__file__
+
+
 class LocalCluster:
     """Several Ray nodes on this machine, for `torpor dev` and tests.
 
@@ -45,11 +67,8 @@ class LocalCluster:
 
     def __init__(self, nodes: int, *, cpus_per_node: float = 1.0, dashboard: bool = False) -> None:
         """Start `nodes` raylets named node-1…; the first is the head. Takes 5 to 20 s."""
-        for name, value in _NODE_ENVIRONMENT.items():
-            os.environ.setdefault(name, value)
-        # Every process that Ray starts should find compiled modules, and leave some if there are
-        # none.
-        os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+        os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+        _prepare()
         # Told of addresses that it overwrites and of nodes that end, which is what happens here.
         logging.getLogger("ray").setLevel(logging.ERROR)
         self._nodes: dict[str, Any] = {}
@@ -75,9 +94,7 @@ class LocalCluster:
         """End a node and all its processes at once, as a power failure would; not the head."""
         node = self._nodes.pop(name)
         # Its sessions would live on for up to a second, which no power failure grants.
-        raylet = psutil.Process(node.all_processes["raylet"][0].process.pid)
-        family = [raylet, *raylet.children(recursive=True)]
-        for process in family:
+        for process in _family(node.all_processes["raylet"][0].process.pid):
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
         self._cluster.remove_node(node, allow_graceful=False)
@@ -94,6 +111,16 @@ class LocalCluster:
             object_store_memory=OBJECT_STORE_BYTES,
             **extra,
         )
+
+
+def _family(raylet: int) -> list[psutil.Process]:
+    """Return a raylet's processes: those below it, and those forked for it."""
+    family = [psutil.Process(raylet), *psutil.Process(raylet).children(recursive=True)]
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.environ().get("RAY_RAYLET_PID") == str(raylet):
+                family.append(process)
+    return family
 
 
 def join(address: str) -> None:
@@ -116,7 +143,7 @@ def join(address: str) -> None:
     except (OSError, ValueError) as error:
         raise errors.FailedPrecondition(
             f"no Ray cluster answers{f' at {named}' if named else ''}: {error}; start one with "
-            "`ray start`, or set RAY_ADDRESS to its head's address"
+            "`torpor node start --head`, or set RAY_ADDRESS to its head's address"
         ) from None
     if hasattr(ray._private.worker, "print_to_stdstream"):
         ray._private.worker.print_to_stdstream = lambda *_, **__: None

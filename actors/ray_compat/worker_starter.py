@@ -1,0 +1,279 @@
+"""What a raylet runs to start a worker, in place of Ray's `setup_worker.py`.
+
+Asks the fork server of the agent for a child that becomes the worker; starts that server where
+there is none. Whatever is not as expected ends in what Ray itself would have done, in this process:
+so it is run as a program, and imports nothing but what Python brings.
+
+A worker's start occupies one of the raylet's few start-up places until the worker has registered,
+up to a minute: so every wait here is bounded, and its end is the stock path.
+"""
+
+import array
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import pathlib
+import signal
+import socket
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from typing import Any, NoReturn
+
+#: In the runtime environment of what may be forked: JSON of `recipe.Recipe`.
+RECIPE = "TORPOR_FORK"
+#: Set in a worker that has our recipe and was not forked, to the reason.
+NOT_FORKED = "TORPOR_NOT_FORKED"
+#: Set in a process that was forked, to its server's process id.
+FORKED_BY = "TORPOR_FORKED_BY"
+CONTEXT_ARGUMENT = "--serialized-runtime-env-context="
+LANGUAGE_ARGUMENT = "--language="
+#: From a worker's start to its registration, a new server's imports included, on a busy machine. It
+#: leaves the stock path half of the minute that the raylet waits.
+FORK_TIMEOUT_S = 30.0
+#: Libraries that start threads as they are imported, which no fork survives, are told not to: a
+#: node's processors are shared by many sessions. Who sets another number has no forks.
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+#: How often a starter looks whether another's server is up.
+_LOOK_EVERY_S = 0.02
+#: What a server that could not start leaves keeps others from trying for so long.
+FAILED_S = 60.0
+#: An environment and arguments are some kilobytes; more is not ours.
+FRAME_BYTES_MAX = 4 << 20
+#: Of the reason why a worker was not forked.
+REASON_CHARS_MAX = 500
+#: What a server answers with: the child's number in a frame, then this as soon as it has connected.
+CONNECTED = b"c"
+
+
+class NotForked(Exception):
+    """Why the stock path is taken."""
+
+
+def main(arguments: list[str]) -> NoReturn:
+    """Start the worker that the command line describes."""
+    try:
+        recipe, environment, rest = parse(arguments, dict(os.environ))
+        if recipe:
+            fork(recipe, environment, rest)
+            os._exit(0)
+    except Exception as error:
+        # Standard error is the worker's log; the node's agent says it once in the service's.
+        reason = f"{type(error).__name__}: {error}"[:REASON_CHARS_MAX]
+        sys.stderr.write(f"torpor: not forked: {reason}\n")
+        sys.stderr.flush()
+        os.environ[NOT_FORKED] = reason.replace("\0", "")
+    os.execv(sys.executable, [sys.executable, stock_starter(arguments), *arguments])  # noqa: S606
+
+
+def parse(
+    arguments: list[str], environment: dict[str, str]
+) -> tuple[str, dict[str, str], list[str]]:
+    """Return the recipe, empty if the worker is not to be forked, its environment and arguments."""
+    context: dict[str, Any] = {}
+    rest, language = [], ""
+    for argument in arguments:
+        if argument.startswith(CONTEXT_ARGUMENT):
+            context = json.loads(argument.removeprefix(CONTEXT_ARGUMENT))
+        elif argument.startswith(LANGUAGE_ARGUMENT):
+            language = argument.removeprefix(LANGUAGE_ARGUMENT)
+        else:
+            rest.append(argument)
+    variables = context.get("env_vars") or {}
+    known = {"env_vars", "py_executable"}
+    plain = (
+        language == "PYTHON"
+        and context.get("py_executable", sys.executable) == sys.executable
+        and not any(value for name, value in context.items() if name not in known)
+        and not any("$" in value for value in variables.values())
+    )
+    recipe = variables.get(RECIPE, "") if plain else ""
+    return recipe, environment | variables, rest
+
+
+def fork(recipe: str, environment: dict[str, str], arguments: list[str]) -> None:
+    """Have a worker forked and await its registration.
+
+    Raises:
+        NotForked: it is not there, and will not come.
+        OSError
+    """
+    ends_s = time.monotonic() + FORK_TIMEOUT_S
+    with connected(recipe, environment, ends_s) as server:
+        request = {
+            "arguments": arguments,
+            "environment": environment,
+            "folder": str(pathlib.Path.cwd()),
+            "niceness": os.getpriority(os.PRIO_PROCESS, 0),
+            "oom_score": pathlib.Path("/proc/self/oom_score_adj").read_text(),
+        }
+        child = 0
+        try:
+            server.settimeout(_left_s(ends_s))
+            send(server, json.dumps(request).encode(), [0, 1, 2])
+            server.settimeout(_left_s(ends_s))
+            answer, _ = receive(server)
+            child = int(answer)
+            server.settimeout(_left_s(ends_s))
+            if server.recv(1) == CONNECTED:
+                return
+        except (OSError, ValueError, EOFError) as error:
+            reason = f"{type(error).__name__} {error}"
+        else:
+            reason = "it ended"
+        if child:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(child, signal.SIGKILL)
+        raise NotForked(f"the child {child} did not register: {reason}")
+
+
+@contextlib.contextmanager
+def connected(recipe: str, environment: dict[str, str], ends_s: float) -> Iterator[socket.socket]:
+    """Yield a connection to the recipe's server, which is started if need be.
+
+    Raises:
+        NotForked: there is none, and will be none soon.
+    """
+    path = server_path(recipe, environment)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as server:
+        server.settimeout(_left_s(ends_s))
+        while not _connects(server, path):
+            _demand_hope(path)
+            with path.with_suffix(".lock").open("a") as lock:
+                if _locks(lock.fileno()):
+                    if _connects(server, path):
+                        break
+                    # The lock goes to the server, and with its end.
+                    start_server(path, recipe, environment, lock.fileno())
+            if time.monotonic() > ends_s:
+                reason = "no fork server came up in time"
+                # Each that waits so long holds a start-up place, which other agents lack.
+                path.with_suffix(".failed").write_text(reason)
+                raise NotForked(reason)
+            time.sleep(_LOOK_EVERY_S)
+        yield server
+
+
+def start_server(path: pathlib.Path, recipe: str, environment: dict[str, str], lock: int) -> None:
+    """Start a server in the background, with the environment of this worker.
+
+    Ray reads its settings from there when it is imported.
+    """
+    # Not as a program: its children are to find the module that they come from.
+    run = "from torpor.actors.ray_compat import fork_server; fork_server.main()"
+    command = [sys.executable, "-c", run, str(path), str(lock)]
+    if os.fork():
+        return
+    try:
+        os.setsid()
+        os.set_inheritable(lock, True)
+        null = os.open(os.devnull, os.O_RDONLY)
+        os.dup2(null, 0)
+        os.execve(  # noqa: S606
+            sys.executable, command, ONE_THREAD | environment | {RECIPE: recipe}
+        )
+    finally:
+        os._exit(1)
+
+
+def server_path(recipe: str, environment: dict[str, str]) -> pathlib.Path:
+    """Return where the server of a recipe listens: one for each raylet, job, tenant and agent.
+
+    Raises:
+        NotForked: the folder is not ours alone.
+    """
+    folder = pathlib.Path(tempfile.gettempdir()) / f"torpor-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    found = folder.lstat()
+    if found.st_uid != os.getuid() or found.st_mode & 0o077 or folder.is_symlink():
+        raise NotForked(f"{folder} is not ours alone")
+    ray_settings = sorted(
+        (name, value) for name, value in environment.items() if name.startswith("RAY_")
+    )
+    said = json.dumps([recipe, ray_settings, sys.executable])
+    return folder / f"fork-{hashlib.sha256(said.encode()).hexdigest()[:24]}"
+
+
+def stock_starter(arguments: list[str]) -> str:
+    """Return the path of Ray's own starter, which lies beside its worker."""
+    for argument in arguments:
+        if argument.endswith("default_worker.py"):
+            return str(pathlib.Path(argument).with_name("setup_worker.py"))
+    # Not a worker of Ray's: it cannot be found more cheaply.
+    import ray
+
+    return str(pathlib.Path(ray.__file__).parent / "_private/workers/setup_worker.py")
+
+
+def send(to: socket.socket, frame: bytes, descriptors: list[int]) -> None:
+    """Send a frame, and descriptors with it."""
+    rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))]
+    head = len(frame).to_bytes(4, "big")
+    to.sendmsg([head], rights if descriptors else [])
+    to.sendall(frame)
+
+
+def receive(source: socket.socket, descriptors_max: int = 0) -> tuple[bytes, list[int]]:
+    """Return a frame, and the descriptors that came with it.
+
+    Raises:
+        EOFError: the other side has gone.
+        ValueError: a frame that is too large.
+    """
+    size = array.array("i").itemsize
+    head, rights, _, _ = source.recvmsg(4, socket.CMSG_SPACE(descriptors_max * size))
+    descriptors = array.array("i")
+    for level, kind, data in rights:
+        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+            descriptors.frombytes(data[: len(data) - len(data) % size])
+    if len(head) < 4:
+        raise EOFError
+    length = int.from_bytes(head, "big")
+    if length > FRAME_BYTES_MAX:
+        raise ValueError(f"a frame of {length} bytes")
+    frame = bytearray()
+    while len(frame) < length:
+        piece = source.recv(length - len(frame))
+        if not piece:
+            raise EOFError
+        frame += piece
+    return bytes(frame), list(descriptors)
+
+
+def _left_s(ends_s: float) -> float:
+    """Return what is left, for a timeout, which must not be nothing: that would mean no waiting."""
+    return max(0.01, ends_s - time.monotonic())
+
+
+def _connects(server: socket.socket, path: pathlib.Path) -> bool:
+    try:
+        server.connect(str(path))
+    except (FileNotFoundError, ConnectionRefusedError):
+        return False
+    return True
+
+
+def _locks(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _demand_hope(path: pathlib.Path) -> None:
+    """Raise NotForked if a server said lately why it cannot be."""
+    failed = path.with_suffix(".failed")
+    with contextlib.suppress(FileNotFoundError):
+        # A clock that is set back costs a late try, no more.
+        if time.time() - failed.stat().st_mtime < FAILED_S:
+            raise NotForked(failed.read_text())
+
+
+if __name__ == "__main__":
+    # The folder of this file is no place to import from.
+    del sys.path[0]
+    main(sys.argv[1:])

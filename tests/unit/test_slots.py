@@ -1,0 +1,78 @@
+"""Binding slots, without Ray: what becomes of one whose wake fails."""
+
+import pathlib
+from typing import Any
+
+import pytest
+
+from torpor import clock, errors
+from torpor.actors import protocol, slot_stock, slots
+from torpor.storage import keyring, records
+from torpor.testing import store_samples
+
+
+class Slot(slots.Slot):
+    """A slot whose process is on paper."""
+
+    ended = False
+
+    async def end(self) -> None:
+        """Be gone."""
+        self.ended = True
+
+
+async def test_a_slot_whose_files_cannot_be_moved_is_not_left_behind(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever fails between taking a slot and its boot, the process ends, the caller hears."""
+    key = store_samples.key()
+    keyring.create(tmp_path / "keys")
+    place = store_samples.deployment_at("")
+    sessions: Any = None
+    maker = slots.SlotMaker(
+        place, keyring.load(tmp_path / "keys"), sessions, node="node-1", node_name="node-1"
+    )
+    made: list[Slot] = []
+
+    async def start(kind: slot_stock.Kind) -> slots.Slot:
+        made.append(Slot(kind, "actor", tmp_path / "slot"))
+        return made[-1]
+
+    vacated: list[str] = []
+
+    class Sessions:
+        """Says what it is asked for, and notes who is cleared."""
+
+        async def head(self, _: object) -> records.Head:
+            """Return a session that nobody holds."""
+            return store_samples.new(key).head()
+
+        async def vacate(self, _: object, *, nonce: str, **__: object) -> bool:
+            """Note it."""
+            vacated.append(nonce)
+            return True
+
+    class Broken:
+        """What is kept of sessions, on a disk that fails."""
+
+        def __contains__(self, _: object) -> bool:
+            return True
+
+        def take(self, *_: object) -> bool:
+            """Fail."""
+            raise PermissionError("read-only file system")
+
+    maker.stock = slot_stock.Stock(start, clock.SystemClock(), starts_max=1)
+    monkeypatch.setattr(maker, "kept", Broken())
+    monkeypatch.setattr(maker, "_sessions", Sessions())
+    request = protocol.Activate(
+        key=key,
+        observed_epoch=0,
+        observed_incarnation="",
+        agent=store_samples.agent_version("notebook", "digest"),
+        deadline_s=60.0,
+    )
+    with pytest.raises(errors.ActivationFailed, match="read-only"):
+        await maker.make(request, "incarnation", "nonce", lambda _: None)
+    assert [slot.ended for slot in made] == [True]
+    assert vacated == ["nonce"], "it may have claimed the session"
