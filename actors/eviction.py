@@ -1,4 +1,4 @@
-"""Which sessions should leave a node, as a pure function."""
+"""Which sessions should leave a node, and which processes are stuck: pure functions."""
 
 from collections.abc import Sequence
 
@@ -10,6 +10,11 @@ from torpor.actors import lifecycle, slot_board
 PRESSURE_QUIET_S_MIN = 1.0
 #: Leaving costs CPU; so many at a time keep the node answering.
 LEAVING_AT_ONCE_MAX = 4
+#: A process whose session has ended goes by itself within this, or is killed.
+ENDED_GRACE_S = 5.0
+#: A process gives up a turn at its time; one that has not after this much more is asked whether it
+#: answers at all.
+HUNG_GRACE_S = 30.0
 
 
 class Candidate(msgspec.Struct, frozen=True, kw_only=True):
@@ -48,3 +53,14 @@ def choose(
                 leaving.append(each)
                 excess_bytes -= each.rss_bytes
     return leaving[:LEAVING_AT_ONCE_MAX]
+
+
+def has_ended(activity: slot_board.Activity, _turn_timeout_s: float) -> bool:
+    """Whether the session has ended and its process has not, in all the time it had."""
+    return activity.phase is lifecycle.Phase.ENDED and activity.quiet_s > ENDED_GRACE_S
+
+
+def hangs(activity: slot_board.Activity, turn_timeout_s: float) -> bool:
+    """Whether its own process should have given up the turn long ago."""
+    working = activity.phase in (lifecycle.Phase.WORKING, lifecycle.Phase.RELEASING)
+    return working and activity.quiet_s > turn_timeout_s + HUNG_GRACE_S

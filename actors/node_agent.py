@@ -5,7 +5,7 @@ import contextlib
 import functools
 import logging
 import os
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 import psutil
@@ -16,10 +16,11 @@ from torpor.actors import (
     agent_code,
     eviction,
     lease,
-    lifecycle,
     load_meter,
     protocol,
     remains,
+    slot_board,
+    slot_stock,
     slots,
 )
 from torpor.storage import keyring, local_blobs, records, redis_store, storage_proof
@@ -30,14 +31,10 @@ log = logging.getLogger(__name__)
 BEAT_S = 1.0
 #: Ray's own calls in flight: activations that wait, and everything quick.
 CONCURRENCY_MAX = 256
-#: Workspaces that were kept long enough are removed this often, and with every session that ends.
+#: Workspaces of deleted sessions, and those that were kept long enough, are removed this often.
 TRIM_BEATS = 300
-#: A process whose session has ended goes by itself within this, or is killed.
-ENDED_GRACE_S = 5.0
 #: A process whose claim the store has forgotten says what else is lost within this, or is killed.
 FORGOTTEN_GRACE_S = 5.0
-#: A process gives up a turn at its time; one that has not after this much more is asked likewise.
-HUNG_GRACE_S = 30.0
 #: An agent that retires waits so long for turns under way; they run again elsewhere.
 RETIRE_S = 20.0
 
@@ -222,12 +219,15 @@ class NodeAgent:
                 # Whoever calls the session next has it buried; the node's own room is freed here.
                 log.exception("not vacated", extra={"action": "vacate_failed"})
                 break
-        await asyncio.to_thread(remains.keep, self._maker.kept, slot.folder, slot.key)
+        try:
+            await asyncio.to_thread(remains.keep, self._maker.kept, slot.folder, slot.key)
+        finally:
+            # Its files may take long to remove; the place of a process that is gone is free.
+            if self._slots.get((slot.key, slot.epoch)) is slot:
+                del self._slots[slot.key, slot.epoch]
+            slot.close()
         await slots.clean(slot.folder)
         await asyncio.to_thread(self._maker.kept.trim)
-        if self._slots.get((slot.key, slot.epoch)) is slot:
-            del self._slots[slot.key, slot.epoch]
-        slot.close()
 
     # --- the beat ---------------------------------------------------------------------------------
 
@@ -238,15 +238,15 @@ class NodeAgent:
                 self._reading = self._meter.read(pids)
                 self._beat += 1
                 self._maker.stock.adjust(room=self._room(self._reading))
-                for slot in self._overdue():
+                for slot in self._stuck(eviction.has_ended):
                     self._spawn(slot.kill())
-                for slot in self._hung():
+                for slot in self._stuck(eviction.hangs):
                     self._spawn(slot.end_if_silent())
                 for candidate in self._leaving(self._reading):
                     self._spawn(self._by_name(candidate.slot).ask_to_leave())
                 await self._store.nodes.publish_load(self._load(self._reading))
                 if self._beat % TRIM_BEATS == 0:
-                    self._spawn(asyncio.to_thread(self._maker.kept.trim))
+                    self._spawn(remains.forget_deleted(self._maker.kept, self._store.sessions))
             except errors.TorporError as error:
                 log.warning("beat failed: %s", error, extra={"action": "beat_failed"})
             except Exception:
@@ -270,9 +270,15 @@ class NodeAgent:
 
     def _room(self, reading: load_meter.Reading) -> int:
         """Return how many processes the node may hold in stock now."""
-        if self._draining or self._lapsed.is_set() or reading.memory > self._place.memory_low:
+        if self._draining or self._lapsed.is_set():
             return 0
-        return self._place.sessions_per_node_max - len(self._slots) - len(self._waking)
+        return slot_stock.room(
+            len(self._maker.stock),
+            free=self._place.sessions_per_node_max - len(self._slots) - len(self._waking),
+            memory=reading.memory,
+            memory_high=self._place.memory_high,
+            memory_low=self._place.memory_low,
+        )
 
     def _leaving(self, reading: load_meter.Reading) -> list[eviction.Candidate]:
         candidates = [
@@ -293,24 +299,12 @@ class NodeAgent:
             memory_bytes=psutil.virtual_memory().total,
         )
 
-    def _overdue(self) -> list[slots.Slot]:
-        """Return the slots whose session has ended and whose process has not: it hangs."""
+    def _stuck(self, is_stuck: Callable[[slot_board.Activity, float], bool]) -> list[slots.Slot]:
         return [
             slot
             for slot in self._slots.values()
             if (activity := slot.activity()) is not None
-            and activity.phase is lifecycle.Phase.ENDED
-            and activity.quiet_s > ENDED_GRACE_S
-        ]
-
-    def _hung(self) -> list[slots.Slot]:
-        """Return the slots whose turn should have been given up by its own process long ago."""
-        return [
-            slot
-            for slot in self._slots.values()
-            if (activity := slot.activity()) is not None
-            and activity.phase in (lifecycle.Phase.WORKING, lifecycle.Phase.RELEASING)
-            and activity.quiet_s > slot.agent.settings.turn_timeout_s + HUNG_GRACE_S
+            and is_stuck(activity, slot.agent.settings.turn_timeout_s)
         ]
 
     def _by_name(self, name: str) -> slots.Slot:

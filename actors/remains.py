@@ -1,12 +1,15 @@
 """What a session's process may leave behind that could still write into its workspace."""
 
+import asyncio
 import os
 import pathlib
 
+from torpor import errors
 from torpor.storage import (
     kept_description,
     kept_workspaces,
     records,
+    store,
     workspace_check,
     workspace_tree,
 )
@@ -17,6 +20,8 @@ _BEGAN = 19
 #: Read again at the end of an activation that wrote them: a fraction of a second. A session that
 #: wrote more leaves nothing, and its next wake restores it.
 CHECKED_BYTES_MAX = 128 << 20
+#: Sessions that are looked for at a time, a fraction of a millisecond each.
+ASKED_MAX = 1_000
 
 
 def leave(
@@ -52,6 +57,24 @@ def keep(
     if head is not None and _held(folder / kept_workspaces.WORKSPACE, head.since_ticks):
         return False
     return kept.keep(folder, key)
+
+
+async def forget_deleted(
+    kept: kept_workspaces.KeptWorkspaces, sessions: store.Sessions
+) -> None:
+    """Remove what is kept of sessions that are deleted, and what is beyond the bounds.
+
+    Raises:
+        StoreUnavailable: before all were asked for.
+    """
+    try:
+        for key in await asyncio.to_thread(kept.oldest, ASKED_MAX):
+            try:
+                await sessions.head(key)
+            except errors.NotFound:
+                await asyncio.to_thread(kept.forget, key)
+    finally:
+        await asyncio.to_thread(kept.trim)
 
 
 def _has_children() -> bool:

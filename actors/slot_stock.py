@@ -31,6 +31,8 @@ STOCK_MAX = 8
 WAITING_MAX = 128
 #: Of one agent's wakes in the horizon; more say nothing new, as `STOCK_MAX` is reached by then.
 WAKES_KEPT_MAX = 512
+#: That end with one look while memory is short: the next one shows how much they held.
+DISCARDED_MAX = 4
 #: After a start for the stock failed, the next is tried so much later; who waits tries at once.
 FAILED_PAUSE_S = 10.0
 
@@ -45,6 +47,26 @@ class Kind(msgspec.Struct, frozen=True, kw_only=True):
     def name(self) -> tuple[str, str, int]:
         """What tells one kind from another."""
         return self.tenant, self.agent.name, self.agent.version
+
+
+def room(
+    stock: int, *, free: int, memory: float, memory_high: float, memory_low: float
+) -> int:
+    """Return how many slots a node may have in stock.
+
+    Between the two bounds it adds none and ends none: what is ended makes room, and would be
+    started again at once.
+
+    Args:
+        stock: how many there are.
+        free: how many more processes the node may hold at all.
+        memory: the share of it that is used.
+        memory_high: above it some are ended.
+        memory_low: up to it some may be added.
+    """
+    if memory > memory_high:
+        return max(0, min(free, stock - DISCARDED_MAX))
+    return min(free, stock) if memory > memory_low else free
 
 
 class Startable(Protocol):

@@ -8,6 +8,7 @@ a crash leaves a workspace whole, in one place, or what the next start removes.
 
 import collections
 import contextlib
+import itertools
 import logging
 import os
 import pathlib
@@ -66,6 +67,11 @@ class KeptWorkspaces:
                 return False
             self._kept[key] = head
         return True
+
+    def oldest(self, count: int) -> list[records.SessionKey]:
+        """Return the sessions whose workspaces were not used for longest."""
+        with self._lock:
+            return list(itertools.islice(self._kept, count))
 
     def __contains__(self, key: records.SessionKey) -> bool:
         """Whether something is kept of a session; does not block."""

@@ -41,6 +41,9 @@ ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THRE
 _LOOK_EVERY_S = 0.02
 #: What a server that could not start leaves keeps others from trying for so long.
 FAILED_S = 60.0
+#: Fork servers of one user on one machine, of some tens of megabytes each. One more would take as
+#: much memory as it saves, where sessions are of so many agents.
+SERVERS_MAX = 64
 #: An environment and arguments are some kilobytes; more is not ours.
 FRAME_BYTES_MAX = 4 << 20
 #: Of the reason why a worker was not forked.
@@ -146,6 +149,9 @@ def connected(recipe: str, environment: dict[str, str], ends_s: float) -> Iterat
                 if _locks(lock.fileno()):
                     if _connects(server, path):
                         break
+                    # The lock that is held here counts, too.
+                    if _servers(path.parent) > SERVERS_MAX:
+                        raise NotForked(f"{SERVERS_MAX} fork servers run on this node already")
                     # The lock goes to the server, and with its end.
                     start_server(path, recipe, environment, lock.fileno())
             if time.monotonic() > ends_s:
@@ -262,6 +268,17 @@ def _locks(descriptor: int) -> bool:
     except BlockingIOError:
         return False
     return True
+
+
+def _servers(folder: pathlib.Path) -> int:
+    """Count the servers that live: each holds its lock."""
+    return sum(map(_is_locked, folder.glob("*.lock")))
+
+
+def _is_locked(path: pathlib.Path) -> bool:
+    with contextlib.suppress(FileNotFoundError), path.open() as lock:
+        return not _locks(lock.fileno())
+    return False
 
 
 def _demand_hope(path: pathlib.Path) -> None:

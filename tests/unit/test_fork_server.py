@@ -1,5 +1,6 @@
 """The fork server and its starter, with real processes and without Ray's worker program."""
 
+import fcntl
 import json
 import os
 import pathlib
@@ -225,6 +226,33 @@ def test_a_server_that_hangs_is_waited_for_once(
         ):
             pass
     assert len(started) == 1
+
+
+def test_servers_are_bounded(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A node of very many agents starts the rest of them as Ray does; dead servers do not count."""
+    monkeypatch.setattr(worker_starter.tempfile, "gettempdir", lambda: str(tmp_path))
+    monkeypatch.setattr(worker_starter, "SERVERS_MAX", 2)
+    started = []
+    monkeypatch.setattr(worker_starter, "start_server", lambda *asked: started.append(asked))
+    folder = worker_starter.server_path("{}", {}).parent
+    locks = [(folder / f"fork-{number}.lock").open("a") for number in range(3)]
+
+    def connect(recipe: str, match: str) -> None:
+        with (
+            pytest.raises(worker_starter.NotForked, match=match),
+            worker_starter.connected(recipe, {}, time.monotonic()),
+        ):
+            pass
+
+    for lock in locks[:2]:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+    connect("one", "2 fork servers")
+    assert not started
+    locks[0].close()
+    connect("two", "came up in time")
+    assert len(started) == 1
+    for lock in locks[1:]:
+        lock.close()
 
 
 @pytest.mark.parametrize("context", ["no JSON", '{"env_vars": {"NAME": 1}}', "[]"])

@@ -15,11 +15,12 @@ from torpor.storage import (
     kept_description,
     kept_workspaces,
     local_blobs,
+    memory_store,
     records,
     snapshot,
     workspace_tree,
 )
-from torpor.testing import clock
+from torpor.testing import clock, store_samples
 
 KEY = records.SessionKey("acme", "one")
 
@@ -185,3 +186,22 @@ def test_nothing_is_kept_that_a_younger_process_holds(
 def test_an_older_process_cannot_hold_anything() -> None:
     """This process is younger than the first one: so the two can be told apart."""
     assert remains._began("1") < remains._began("self") == remains._began(str(os.getpid()))
+
+
+@pytest.mark.usefixtures("_alone")
+async def test_of_deleted_sessions_nothing_stays(
+    slot: pathlib.Path, tree: workspace_tree.Folder, tmp_path: pathlib.Path
+) -> None:
+    """Its files go from the node with the next look; those of sessions that sleep stay."""
+    sessions = memory_store.MemoryStore().sessions
+    kept = kept_workspaces.KeptWorkspaces(tmp_path / "kept", clock.FakeClock())
+    await sessions.create(store_samples.new(KEY))
+    at_ms = clock.FakeClock().now_ms()
+    assert remains.leave(slot, KEY, tree, workspace_tree.EMPTY, at_ms)
+    assert remains.keep(kept, slot, KEY)
+    await remains.forget_deleted(kept, sessions)
+    assert KEY in kept
+    await sessions.delete(KEY)
+    await remains.forget_deleted(kept, sessions)
+    assert KEY not in kept
+    assert not (tmp_path / "kept" / KEY.tenant / KEY.session).exists()

@@ -250,6 +250,17 @@ async def test_no_stock_without_room(stock: slot_stock.Stock[Process], starts: S
     assert len(starts.begun) == begun + 1
 
 
+@pytest.mark.parametrize(
+    ("memory", "room"),
+    [(0.5, 100), (0.75, 100), (0.76, 6), (0.8, 6), (0.81, 6 - slot_stock.DISCARDED_MAX)],
+)
+def test_room_by_memory(memory: float, room: int) -> None:
+    """Short of memory a node ends some at a time; near that it neither adds nor ends any."""
+    found = slot_stock.room(6, free=100, memory=memory, memory_high=0.8, memory_low=0.75)
+    assert found == room
+    assert slot_stock.room(6, free=1, memory=memory, memory_high=0.8, memory_low=0.75) == 1
+
+
 async def test_stock_follows_demand(stock: slot_stock.Stock[Process], starts: Starts) -> None:
     """The more wakes a minute, the more slots, up to the bound."""
     starts.let(1_000)
