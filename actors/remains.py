@@ -59,9 +59,7 @@ def keep(
     return kept.keep(folder, key)
 
 
-async def forget_deleted(
-    kept: kept_workspaces.KeptWorkspaces, sessions: store.Sessions
-) -> None:
+async def forget_deleted(kept: kept_workspaces.KeptWorkspaces, sessions: store.Sessions) -> None:
     """Remove what is kept of sessions that are deleted, and what is beyond the bounds.
 
     Raises:

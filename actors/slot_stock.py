@@ -49,9 +49,7 @@ class Kind(msgspec.Struct, frozen=True, kw_only=True):
         return self.tenant, self.agent.name, self.agent.version
 
 
-def room(
-    stock: int, *, free: int, memory: float, memory_high: float, memory_low: float
-) -> int:
+def room(stock: int, *, free: int, memory: float, memory_high: float, memory_low: float) -> int:
     """Return how many slots a node may have in stock.
 
     Between the two bounds it adds none and ends none: what is ended makes room, and would be
