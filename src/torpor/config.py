@@ -59,6 +59,11 @@ class Loaded(msgspec.Struct, frozen=True, kw_only=True):
     #: By key, in the order of `Deployment`.
     origins: dict[str, Value]
 
+    @property
+    def files(self) -> list[str]:
+        """The files that something was read from."""
+        return sorted({each.where for each in self.origins.values() if each.source == "file"})
+
 
 def _settings_model() -> type[pydantic.BaseModel]:
     fields: dict[str, Any] = {}

@@ -66,12 +66,12 @@ def place(settings: deployment.Deployment) -> Iterator[Finding]:
 
 
 def local_folder() -> Finding:
-    """What to say where only `torpor dev` has been at work: nothing is wrong."""
+    """What to say where only `torpor dev` has been at work, and has ended: nothing is wrong."""
     return Finding(
         "settings",
         Verdict.WARN,
-        "doctor checks a deployment of `torpor serve`, and here is only one of `torpor dev`",
-        "use --config to name the settings of the other",
+        "here is only a `torpor dev`, and it does not run",
+        "start `torpor dev`, or use --config to name the settings of a deployment",
     )
 
 
@@ -214,8 +214,9 @@ def ray_cluster(address: str = "auto") -> Finding:
             "run `torpor node start --head`, or set RAY_ADDRESS",
         )
     alive = sum(bool(node["Alive"]) for node in ray.nodes())
+    found = ray.get_runtime_context().gcs_address
     ray.shutdown()
-    return Finding("ray cluster", Verdict.OK, f"{alive} nodes")
+    return Finding("ray cluster", Verdict.OK, f"{found}, {alive} nodes")
 
 
 def failed(findings: list[Finding]) -> bool:

@@ -1,5 +1,6 @@
 """What `torpor doctor` finds, and what it advises."""
 
+import fcntl
 import json
 import os
 import pathlib
@@ -181,17 +182,39 @@ def test_the_command(
     assert without.exit_code == 1
     assert "store_url is not set" in without.stdout
     (tmp_path / ".torpor").mkdir()
-    local = testing.CliRunner().invoke(main.app, ["doctor"])
-    assert "a deployment of `torpor serve`" in local.stdout
-    assert "store_url" not in local.stdout
+    (tmp_path / ".torpor" / "lock").touch()
+    ended = testing.CliRunner().invoke(main.app, ["doctor"])
+    assert "does not run" in ended.stdout
+    assert "store_url" not in ended.stdout
     (tmp_path / "torpor.yaml").write_text(
         f"store_url: {settings.store_url}\nstorage: storage\nscratch: scratch\n"
         f"signing_key_file: keys\ngateway_port: {settings.gateway_port}\n"
     )
     sound = testing.CliRunner().invoke(main.app, ["doctor", "--json"])
-    findings = {found["name"]: found["verdict"] for found in json.loads(sound.stdout)}
+    findings = {found["name"]: found["detail"] for found in json.loads(sound.stdout)}
     assert sound.exit_code == 0, findings
     assert {"python", "ray", "bytecode", "store", "storage", "signing key"} <= set(findings)
+    assert findings["settings"] == str(tmp_path / "torpor.yaml")
+
+
+def test_the_command_beside_torpor_dev(
+    settings: deployment.Deployment, monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path
+) -> None:
+    """The deployment that runs here comes before a file that lies here, and it is named."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("TORPOR_CONFIG", raising=False)
+    (tmp_path / "torpor.yaml").write_text("store_url: redis://nowhere/0\n")
+    (tmp_path / ".torpor").mkdir()
+    (tmp_path / ".torpor" / "torpor.yaml").write_text(
+        f"store_url: {settings.store_url}\nstorage: ../storage\nscratch: ../scratch\n"
+        f"signing_key_file: ../keys\ngateway_port: {settings.gateway_port}\n"
+    )
+    with (tmp_path / ".torpor" / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        found = testing.CliRunner().invoke(main.app, ["doctor", "--json"])
+    details = {finding["name"]: finding["detail"] for finding in json.loads(found.stdout)}
+    assert found.exit_code == 0, details
+    assert details["settings"] == str(tmp_path / ".torpor" / "torpor.yaml")
 
 
 def test_tenants_and_keys(

@@ -156,7 +156,7 @@ async def test_dev_leaves_its_settings_while_it_runs(
     monkeypatch.chdir(tmp_path)
 
     def no_ray(*_: object, **__: object) -> None:
-        found.append(options.deployment(None, [], tmp_path / "dev"))
+        found.append(options.settings_here(None, [], tmp_path / "dev").deployment)
         raise errors.FailedPrecondition("far enough")
 
     monkeypatch.setattr(ray_compat, "LocalCluster", no_ray)
@@ -166,4 +166,4 @@ async def test_dev_leaves_its_settings_while_it_runs(
     assert found == [here.deployment]
     assert not (tmp_path / "dev" / local.SETTINGS).exists()
     with pytest.raises(errors.FailedPrecondition, match="start it"):
-        options.deployment(None, [], tmp_path / "dev")
+        options.settings_here(None, [], tmp_path / "dev")

@@ -1,7 +1,6 @@
 """`torpor doctor`."""
 
 import os
-import pathlib
 from typing import Annotated
 
 import typer
@@ -22,15 +21,15 @@ def doctor(
 
     findings = list(checks.machine(os.environ))
     try:
-        settings = options.settings(config, set_)
+        settings = options.settings_here(config, set_)
+    except errors.FailedPrecondition:
+        findings.append(checks.local_folder())
     except errors.InvalidField as error:
         remedy = "write torpor.yaml, or use --config; `torpor dev` needs neither"
-        findings.append(
-            checks.local_folder()
-            if _only_dev(config)
-            else checks.Finding("settings", checks.Verdict.FAIL, error.message, remedy)
-        )
+        findings.append(checks.Finding("settings", checks.Verdict.FAIL, error.message, remedy))
     else:
+        source = ", ".join(settings.files) or "of the environment"
+        findings.append(checks.Finding("settings", checks.Verdict.OK, source))
         findings.extend(checks.place(settings.deployment))
     if ray:
         findings.append(checks.ray_cluster())
@@ -43,11 +42,3 @@ def doctor(
         )
     if checks.failed(findings):
         raise typer.Exit(failures.ERROR)
-
-
-def _only_dev(given: pathlib.Path | None) -> bool:
-    """Whether the folder is one of `torpor dev`, and nobody names settings of a deployment."""
-    from torpor import config
-
-    named = given or os.environ.get("TORPOR_CONFIG") or pathlib.Path(config.FILE_NAME).exists()
-    return options.LOCAL_FOLDER.is_dir() and not named

@@ -64,7 +64,7 @@ def fsck(
         grace_s=definition.parse_duration_s(orphans_older_than),
     )
     voice = _Voice(as_json=output.as_json(ctx, json))
-    place = options.deployment(config, set_, data_dir)
+    place = options.settings_here(config, set_, data_dir).deployment
     summary = asyncio.run(_run(place, plan, voice))
     voice.conclude(summary)
     if summary.remaining:

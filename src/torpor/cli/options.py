@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from torpor import client, config
-    from torpor import deployment as deployments
 
 #: `torpor dev` leaves the address and the key of its deployment here.
 LOCAL_FOLDER = pathlib.Path(".torpor")
@@ -88,9 +87,9 @@ def settings(file: pathlib.Path | None, assignments: list[str]) -> "config.Loade
     return config.load(flags, file=file)
 
 
-def deployment(
-    file: pathlib.Path | None, assignments: list[str], folder: pathlib.Path | None
-) -> "deployments.Deployment":
+def settings_here(
+    file: pathlib.Path | None, assignments: list[str], folder: pathlib.Path | None = None
+) -> "config.Loaded":
     """Return the settings that are named, else those of the `torpor dev` that runs in `folder`.
 
     Without a folder it is the usual one, and where no `torpor dev` runs a file of settings that
@@ -105,16 +104,16 @@ def deployment(
     variables = (config.FILE_VARIABLE, f"{config.PREFIX}STORE_URL")
     named = file or assignments or any(os.environ.get(name) for name in variables)
     if named and folder is None:
-        return settings(file, assignments).deployment
+        return settings(file, assignments)
     here = folder or LOCAL_FOLDER
     if _runs_in(here):
-        return settings(here / config.FILE_NAME, []).deployment
+        return settings(here / config.FILE_NAME, [])
     was_here = (here / "lock").exists() and not pathlib.Path(config.FILE_NAME).exists()
     if folder is not None or was_here:
         raise errors.FailedPrecondition(
             f"no `torpor dev` runs on {here}; start it, or name settings with --config"
         )
-    return settings(file, assignments).deployment
+    return settings(file, assignments)
 
 
 def _runs_in(folder: pathlib.Path) -> bool:
