@@ -97,11 +97,11 @@ class Waking:
         found = await self._bring_back(acquired)
         watch.lap("restore")
         # The files come first: loading the state may look for them.
+        self.snapshotter.begin(found.tree)
         os.chdir(self._workspace)
         thread = agent_thread.AgentThread()
         payload = found.payload
         await thread.wake(make if payload is None else functools.partial(state.load, payload))
-        self.snapshotter.adopt(found.tree)
         watch.lap("load")
         if found.error is not None:
             await self._make_true(found, found.error, thread)

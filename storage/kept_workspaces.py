@@ -2,8 +2,9 @@
 
 A session that leaves in order describes its workspace (`kept_description`); once its process is
 proven dead the node moves both here, and back into the slot in which the session next wakes on this
-node. There nothing is believed without a look: see `put_back`. Everything is moved by renaming, so
-a crash leaves a workspace whole, in one place, or what the next start removes.
+node. Nothing is believed without a look at every file: as it is put back, or, where that would take
+long, as it is kept. Everything is moved by renaming, so a crash leaves a workspace whole, in one
+place, or what the next start removes.
 """
 
 import collections
@@ -14,14 +15,24 @@ import os
 import pathlib
 import threading
 
-from torpor import clock
-from torpor.storage import blobs, kept_description, records, restore, workspace_tree
+from torpor import clock, errors
+from torpor.storage import (
+    blobs,
+    kept_description,
+    records,
+    restore,
+    workspace_scan,
+    workspace_tree,
+    workspace_watch,
+)
 
 log = logging.getLogger(__name__)
 
 #: In a slot's folder: the workspace, and what was kept of an earlier activation.
 WORKSPACE = "workspace"
 KEPT = "kept"
+#: Beside a kept workspace whose files were all looked at since its session's process is dead.
+LOOKED = "looked"
 #: Sessions that one node keeps a workspace of: more than it hosts in a day.
 SESSIONS_MAX = 10_000
 #: All kept workspaces together, of what would be free on the disk without them.
@@ -66,7 +77,24 @@ class KeptWorkspaces:
                 self._drop(key)
                 return False
             self._kept[key] = head
+        self._look(key, head)
         return True
+
+    def _look(self, key: records.SessionKey, head: kept_description.Head) -> None:
+        """Take note that all files of a large workspace are as described, so that no wake has to.
+
+        Nobody has anything of it open, and under its new name nobody looks for it.
+        """
+        if head.entries < workspace_watch.ENTRIES_MIN:
+            return
+        place = self._place(key)
+        with contextlib.suppress(OSError, errors.TorporError):
+            known = kept_description.read(place, key)
+            if known and workspace_scan.Scan().run(place / WORKSPACE, known) is known:
+                with self._lock:
+                    # It may have been taken meanwhile, and have come back.
+                    if self._kept.get(key) is head:
+                        (place / LOOKED).touch()
 
     def oldest(self, count: int) -> list[records.SessionKey]:
         """Return the sessions whose workspaces were not used for longest."""
@@ -175,7 +203,15 @@ def put_back(
         return None
     # From here on it is not what was described; a crash must not let it be taken for that.
     (kept / kept_description.NAME).unlink()
-    return restore.put_right(kept / WORKSPACE, known, digest, slot / WORKSPACE, store, key.tenant)
+    return restore.put_right(
+        kept / WORKSPACE,
+        known,
+        digest,
+        slot / WORKSPACE,
+        store,
+        key.tenant,
+        looked=(kept / LOOKED).exists(),
+    )
 
 
 def _remove(folder: pathlib.Path) -> None:

@@ -102,16 +102,19 @@ def put_right(
     destination: pathlib.Path,
     store: blobs.BlobStore,
     tenant: str,
+    *,
+    looked: bool = False,
 ) -> workspace_tree.Folder | None:
     """Make `destination` hold what a manifest describes, from a workspace that was `known` once.
 
     What does not look as it did, or is another file by now, is read from the storage; the rest is
-    trusted as it lies. Returns None on any doubt or trouble, with `kept` removed: `restore` then
-    says what it is, if it is still there.
+    trusted as it lies: all of it, if somebody `looked` since anybody could change it. Returns None
+    on any doubt or trouble, with `kept` removed: `restore` then says what it is, if it is still
+    there.
     """
     try:
         try:
-            found = workspace_scan.Scan().run(kept, known)
+            found = known if looked else workspace_scan.Scan().run(kept, known)
             kept.chmod(0o700)
             root = _existing("", digest, found)
             if root.whole is None:

@@ -16,6 +16,7 @@ from torpor.storage import (
     manifest,
     workspace_scan,
     workspace_tree,
+    workspace_watch,
 )
 
 #: Paths that a snapshot names, each of changes and of files skipped; the rest is only counted.
@@ -55,6 +56,12 @@ class Snapshotter:
         self._quota_bytes = quota_bytes
         self._published = workspace_tree.EMPTY
         self._restored: workspace_tree.Folder | None = None
+        self._watch: workspace_watch.Watch | None = None
+
+    def begin(self, tree: workspace_tree.Folder) -> None:
+        """Take note that this tree lies on the disk, and nobody has had anything of it open."""
+        self.adopt(tree)
+        self._watch = workspace_watch.Watch.worth_having(self._root, tree)
 
     def adopt(self, tree: workspace_tree.Folder) -> None:
         """Take note that a commit names this tree: of a snapshot that was committed, or a restore.
@@ -72,7 +79,7 @@ class Snapshotter:
 
     @property
     def restored(self) -> workspace_tree.Folder:
-        """What was adopted first: the files as they were before anything ran among them."""
+        """What it began with: the files as they were before anything ran among them."""
         return self._restored or workspace_tree.EMPTY
 
     def snapshot(self) -> Snapshot:
@@ -84,9 +91,8 @@ class Snapshotter:
             StorageFull, StorageUnavailable: nothing is promised; the next call tries again.
         """
         now_ns = time.time_ns()
-        scan = workspace_scan.Scan()
         try:
-            found = scan.run(self._root, self._published)
+            found, entries = self._scan()
         except OSError as error:
             raise disk_files.storage_error(error, self._root) from error
         if found.size_bytes > self._quota_bytes:
@@ -99,7 +105,7 @@ class Snapshotter:
         if isinstance(found, workspace_tree.Folder):
             return Snapshot(
                 manifest=found.digest,
-                entries=scan.entries,
+                entries=entries,
                 size_bytes=found.size_bytes,
                 tree=found,
             )
@@ -108,7 +114,7 @@ class Snapshotter:
             tree = writing.folder(found)
         return Snapshot(
             manifest=tree.digest,
-            entries=scan.entries,
+            entries=entries,
             size_bytes=tree.size_bytes,
             tree=tree,
             written_bytes=writing.written_bytes,
@@ -116,6 +122,20 @@ class Snapshotter:
             changed_total=writing.changed_total,
             skipped=tuple(writing.skipped),
         )
+
+    def _scan(self) -> tuple[workspace_tree.Folder | workspace_scan.Draft, int]:
+        """Return what differs from the adopted tree, and how many files and folders there are."""
+        if self._watch is not None:
+            self._watch.listen()
+            scan = workspace_scan.Scan(self._watch.left_alone)
+            found = scan.run(self._root, self._published)
+            if isinstance(found, workspace_tree.Folder) or not found.has_links():
+                return found, scan.entries
+            # Its other names may be in folders that were left alone.
+            self._watch.close()
+            self._watch = None
+        scan = workspace_scan.Scan()
+        return scan.run(self._root, self._published), scan.entries
 
 
 class _Writing:

@@ -1,7 +1,8 @@
 """Finding what has changed in a workspace on the disk, by looking at names and times alone.
 
-This runs at the end of every turn, over every file: the loop over files is one dict comprehension
-and one comparison of dicts. A file changed through a memory map shows once the map is flushed.
+This runs at the end of every turn, over every file that may have changed: the loop over files is
+one dict comprehension and one comparison of dicts. A file changed through a memory map shows once
+the map is flushed.
 """
 
 import errno
@@ -36,12 +37,20 @@ class Draft(msgspec.Struct, kw_only=True):
     #: Of all files below it, as far as their status tells.
     size_bytes: int
 
+    def has_links(self) -> bool:
+        """Whether a file that differs has other names, too."""
+        return any(
+            workspace_tree.has_other_names(self.stamps.get(name)) for name in self.dirty
+        ) or any(isinstance(below, Draft) and below.has_links() for below in self.folders.values())
+
 
 class Scan:
     """One walk over a workspace."""
 
-    def __init__(self) -> None:
-        #: Names seen so far.
+    def __init__(self, left_alone: Callable[[str], int | None] = lambda _: None) -> None:
+        """`left_alone` may know that a folder needs no look; see `workspace_watch`."""
+        self._left_alone = left_alone
+        #: Names seen so far, with those that needed no look.
         self.entries = 0
 
     def run(
@@ -53,6 +62,9 @@ class Scan:
             WorkspaceUnreadable: a folder cannot be read.
             WorkspaceQuotaExceeded: too many entries, or too deep.
         """
+        if (below := self._left_alone("")) is not None:
+            self.entries = below
+            return known
         return self._open(os.fspath(root), None, known, "", 0)
 
     def _open(
@@ -87,6 +99,12 @@ class Scan:
         folders: dict[str, workspace_tree.Folder | Draft] = {}
         for name in names:
             child = known.folders.get(name, workspace_tree.EMPTY)
+            # Another folder may have its name by now; then it has another stamp.
+            same = stamps.get(name) == known.stamps.get(name)
+            if same and (below := self._left_alone(f"{path}{name}/")) is not None:
+                self.entries += below
+                folders[name] = child
+                continue
             try:
                 folders[name] = self._open(name, fd, child, f"{path}{name}/", depth + 1)
             except OSError as error:

@@ -5,6 +5,7 @@ With it the next snapshot reads nothing but what has changed since.
 
 import operator
 import os
+import stat
 from collections.abc import Callable, Iterable
 
 import msgspec
@@ -15,10 +16,10 @@ from torpor.storage import manifest
 #: of the slowest kernel clock (100 Hz). It is read again next time.
 RACY_NS = 20_000_000
 
-#: What a changed file cannot keep: mtime, ctime (ns), size, inode, mode.
-Stamp = tuple[int, int, int, int, int]
+#: What a changed file cannot keep: mtime, ctime (ns), size, inode, mode, links.
+Stamp = tuple[int, int, int, int, int, int]
 stamp_of: Callable[[os.stat_result], Stamp] = operator.attrgetter(
-    "st_mtime_ns", "st_ctime_ns", "st_size", "st_ino", "st_mode"
+    "st_mtime_ns", "st_ctime_ns", "st_size", "st_ino", "st_mode", "st_nlink"
 )
 
 
@@ -58,6 +59,11 @@ def settled(stamp: Stamp, now_ns: int) -> Stamp | None:
     `now_ns` is a time at which the content had not been read yet, or nobody could have changed it.
     """
     return stamp if stamp[1] < now_ns - RACY_NS else None
+
+
+def has_other_names(stamp: Stamp | None) -> bool:
+    """Whether it is a file with hard links: it may change under names that are not looked at."""
+    return stamp is not None and stat.S_ISREG(stamp[4]) and stamp[5] > 1
 
 
 def paginate(

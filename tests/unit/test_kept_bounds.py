@@ -1,4 +1,4 @@
-"""What a node keeps of sessions that left is bounded, survives its agent, and ends with them."""
+"""What a node keeps of sessions that left: bounds, when it is looked at, how it ends."""
 
 import os
 import pathlib
@@ -6,7 +6,16 @@ import time
 
 import pytest
 
-from torpor.storage import kept_description, kept_workspaces, local_blobs, records, snapshot
+from torpor.storage import (
+    kept_description,
+    kept_workspaces,
+    local_blobs,
+    records,
+    snapshot,
+    workspace_scan,
+    workspace_tree,
+    workspace_watch,
+)
 from torpor.testing import clock, workspaces
 
 KEY = records.SessionKey("acme", "one")
@@ -195,3 +204,85 @@ def test_too_many_files_are_not_described(
     monkeypatch.setattr(kept_description, "ENTRIES_MAX", 3)
     assert not kept_description.write(slot, KEY, tree, at_ms=0, since_ticks=0)
     assert kept_description.head(slot) is None
+
+
+@pytest.fixture
+def looks(monkeypatch: pytest.MonkeyPatch) -> list[pathlib.Path]:
+    """Let every workspace be a large one; return a list that gets what is looked at."""
+    found: list[pathlib.Path] = []
+    run = workspace_scan.Scan.run
+
+    def look(
+        scan: workspace_scan.Scan, root: pathlib.Path, known: workspace_tree.Folder
+    ) -> workspace_tree.Folder | workspace_scan.Draft:
+        found.append(root)
+        return run(scan, root, known)
+
+    monkeypatch.setattr(workspace_watch, "ENTRIES_MIN", 0)
+    monkeypatch.setattr(workspace_scan.Scan, "run", look)
+    return found
+
+
+def test_a_large_one_is_looked_at_before_it_is_needed(
+    kept: kept_workspaces.KeptWorkspaces,
+    store: workspaces.RecordingBlobs,
+    tmp_path: pathlib.Path,
+    looks: list[pathlib.Path],
+) -> None:
+    """Its wake finds every file looked at, since its session's process was dead."""
+    old, new = _slot(tmp_path, "old"), _slot(tmp_path, "new")
+    taken = _leave(old, store)
+    looks.clear()
+    kept.keep(old, KEY)
+    assert looks == [tmp_path / "kept" / "acme" / "one" / kept_workspaces.WORKSPACE]
+    kept.take(KEY, new)
+    tree = kept_workspaces.put_back(new, KEY, taken.manifest, store)
+    assert tree is not None
+    assert tree.digest == taken.manifest
+    assert len(looks) == 1
+
+
+def test_a_large_one_that_changed_is_looked_at_again(
+    kept: kept_workspaces.KeptWorkspaces,
+    store: workspaces.RecordingBlobs,
+    tmp_path: pathlib.Path,
+    looks: list[pathlib.Path],
+) -> None:
+    """What was written after the last commit is found by the look, and put right by the wake."""
+    old, new = _slot(tmp_path, "old"), _slot(tmp_path, "new")
+    taken = _leave(old, store)
+    (old / kept_workspaces.WORKSPACE / "run.sh").write_text("changed")
+    kept.keep(old, KEY)
+    kept.take(KEY, new)
+    looks.clear()
+    assert kept_workspaces.put_back(new, KEY, taken.manifest, store) is not None
+    assert looks
+    assert (new / kept_workspaces.WORKSPACE / "run.sh").read_text() != "changed"
+
+
+def test_a_look_that_came_too_late_counts_for_nothing(
+    kept: kept_workspaces.KeptWorkspaces,
+    store: workspaces.RecordingBlobs,
+    tmp_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A session that wakes while its files are looked at has them looked at again."""
+    old, new, last = (_slot(tmp_path, name) for name in ("old", "new", "last"))
+    monkeypatch.setattr(workspace_watch, "ENTRIES_MIN", 0)
+    _leave(old, store)
+    run = workspace_scan.Scan.run
+
+    def look(
+        scan: workspace_scan.Scan, root: pathlib.Path, known: workspace_tree.Folder
+    ) -> workspace_tree.Folder | workspace_scan.Draft:
+        found = run(scan, root, known)
+        monkeypatch.setattr(workspace_scan.Scan, "run", run)
+        kept.take(KEY, new)
+        monkeypatch.setattr(workspace_watch, "ENTRIES_MIN", 1_000)
+        kept.keep(new, KEY)
+        return found
+
+    monkeypatch.setattr(workspace_scan.Scan, "run", look)
+    kept.keep(old, KEY)
+    assert kept.take(KEY, last)
+    assert not (last / kept_workspaces.KEPT / kept_workspaces.LOOKED).exists()

@@ -350,5 +350,5 @@ def test_what_a_crash_left_is_not_kept(
     assert not kept.keep(new, KEY)
 
 
-def _die(*_: object) -> None:
+def _die(*_: object, **__: object) -> None:
     raise SystemExit

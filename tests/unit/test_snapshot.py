@@ -117,7 +117,7 @@ def test_a_change_within_the_same_tick_is_seen(
     tick = 1_000_000_000_000
 
     def coarse(status: os.stat_result) -> workspace_tree.Stamp:
-        return (tick, tick, status.st_size, status.st_ino, status.st_mode)
+        return (tick, tick, status.st_size, status.st_ino, status.st_mode, status.st_nlink)
 
     monkeypatch.setattr(workspace_tree, "stamp_of", coarse)
     monkeypatch.setattr(time, "time_ns", lambda: tick + 1_000_000)

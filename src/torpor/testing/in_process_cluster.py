@@ -45,7 +45,6 @@ class InProcessCluster:
         }
         #: (method, session or node), in order.
         self.calls: list[tuple[str, str]] = []
-        #: Names of processes on their way up, anywhere: each is given once.
         #: Owners that live but do not answer: their process hangs.
         self.hung: set[records.SessionKey] = set()
         #: Awaited in each turn, for tests that need one to last.
