@@ -158,7 +158,8 @@ class Wire:
             except (exceptions.BusyLoadingError, exceptions.AuthenticationError) as error:
                 raise errors.StoreUnavailable(f"Redis does not answer yet: {error}") from error
             except (exceptions.RedisError, TimeoutError) as error:
-                raise lost(f"Redis did not answer: {str(error) or 'timed out'}") from error
+                what = str(error) or "timed out"
+                raise lost(f"Redis{_at(connection)} did not answer: {what}") from error
             finally:
                 if self._closed:
                     await connection.disconnect()
@@ -219,6 +220,11 @@ async def _open(connection: redis_connection.AbstractConnection) -> None:
     except asyncio.CancelledError:
         await connection.disconnect(nowait=True)
         raise
+
+
+def _at(connection: redis_connection.AbstractConnection) -> str:
+    host, port = getattr(connection, "host", ""), getattr(connection, "port", "")
+    return f" at {host}:{port}" if host else ""
 
 
 async def _reply(connection: redis_connection.AbstractConnection) -> Any:

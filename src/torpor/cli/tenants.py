@@ -20,7 +20,8 @@ def create(
     ids.check_name("tenant", name)
     at_ms = clock.SystemClock().now_ms()
     catalog.with_catalog(config, set_, lambda opened: opened.create_tenant(name, at_ms=at_ms))
-    output.note(f"tenant {name} is known; make it a key with `torpor keys create {name}`")
+    where = f" --config {config}" if config else ""
+    output.note(f"tenant {name} is known; make it a key with `torpor keys create {name}{where}`")
 
 
 @app.command()
