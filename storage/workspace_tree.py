@@ -51,6 +51,8 @@ class Folder(msgspec.Struct, frozen=True, kw_only=True):
 EMPTY = Folder(stamps={}, entries={}, folders={}, pages=(), digest="", size_bytes=0)
 
 _name = operator.attrgetter("name")
+#: Of a stamp.
+_links: Callable[[Stamp], int] = operator.itemgetter(5)
 
 
 def settled(stamp: Stamp, now_ns: int) -> Stamp | None:
@@ -64,6 +66,14 @@ def settled(stamp: Stamp, now_ns: int) -> Stamp | None:
 def has_other_names(stamp: Stamp | None) -> bool:
     """Whether it is a file with hard links: it may change under names that are not looked at."""
     return stamp is not None and stat.S_ISREG(stamp[4]) and stamp[5] > 1
+
+
+def has_links(folder: Folder) -> bool:
+    """Whether files below a folder have hard links, and so may change under other names."""
+    stamps = list(filter(None, folder.stamps.values()))
+    below = list(filter(None, map(folder.stamps.get, folder.folders)))
+    links = sum(map(_links, stamps)) - sum(map(_links, below))
+    return links > len(stamps) - len(below) or any(map(has_links, folder.folders.values()))
 
 
 def paginate(

@@ -11,7 +11,6 @@ watched. One that is made later shows if it lies in the workspace, and does not 
 """
 
 import ctypes
-import enum
 import logging
 import os
 import pathlib
@@ -31,34 +30,16 @@ _READ_BYTES = 64 << 10
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-class _Mask(enum.IntFlag):
-    MODIFY = 0x2
-    ATTRIB = 0x4
-    CLOSE_WRITE = 0x8
-    OPEN = 0x20
-    MOVED_FROM = 0x40
-    MOVED_TO = 0x80
-    CREATE = 0x100
-    DELETE = 0x200
-    DELETE_SELF = 0x400
-    MOVE_SELF = 0x800
-    Q_OVERFLOW = 0x4000
-    ONLYDIR = 0x1000000
-    DONT_FOLLOW = 0x2000000
-    ISDIR = 0x40000000
-
-
-_TOUCHED = (
-    _Mask.MODIFY
-    | _Mask.ATTRIB
-    | _Mask.CLOSE_WRITE
-    | _Mask.OPEN
-    | _Mask.MOVED_FROM
-    | _Mask.MOVED_TO
-    | _Mask.CREATE
-    | _Mask.DELETE
-    | _Mask.DELETE_SELF
-    | _Mask.MOVE_SELF
+# From <sys/inotify.h>.
+_MODIFY, _ATTRIB, _CLOSE_WRITE, _OPEN = 0x2, 0x4, 0x8, 0x20
+_MOVED_FROM, _MOVED_TO, _CREATE, _DELETE = 0x40, 0x80, 0x100, 0x200
+_DELETE_SELF, _MOVE_SELF, _Q_OVERFLOW = 0x400, 0x800, 0x4000
+_ONLYDIR, _DONT_FOLLOW, _ISDIR = 0x1000000, 0x2000000, 0x40000000
+#: What touches a folder.
+_TOUCHES = (
+    (_MODIFY | _ATTRIB | _CLOSE_WRITE | _OPEN)
+    | (_MOVED_FROM | _MOVED_TO | _CREATE | _DELETE)
+    | (_DELETE_SELF | _MOVE_SELF)
 )
 
 
@@ -85,7 +66,7 @@ class Watch:
     @classmethod
     def worth_having(cls, root: pathlib.Path, tree: workspace_tree.Folder) -> Self | None:
         """Return a watch; None if looks are cheap, files have links, or the kernel gives none."""
-        if _names(tree) < ENTRIES_MIN or _has_links(tree):
+        if _names(tree) < ENTRIES_MIN or workspace_tree.has_links(tree):
             return None
         try:
             return cls(root, tree)
@@ -116,8 +97,8 @@ class Watch:
 
     def _add(self, root: bytes, path: str, tree: workspace_tree.Folder) -> int:
         place = os.path.join(root, os.fsencode(path))  # noqa: PTH118 — bytes
-        mask = _TOUCHED | _Mask.ONLYDIR | _Mask.DONT_FOLLOW
-        wd = _checked(_libc.inotify_add_watch(self._fd, place, ctypes.c_uint32(mask)))
+        mask = _TOUCHES | _ONLYDIR | _DONT_FOLLOW
+        wd = _checked(_libc.inotify_add_watch(self._fd, place, mask))
         self._paths[wd] = path
         below = sum(
             self._add(root, f"{path}{name}/", child) for name, child in tree.folders.items()
@@ -126,9 +107,9 @@ class Watch:
         return self._entries[path]
 
     def _take(self, wd: int, mask: int) -> None:
-        if mask & _Mask.Q_OVERFLOW:
+        if mask & _Q_OVERFLOW:
             self._touched.update(self._entries)
-        elif not (mask & _Mask.ISDIR and mask & _Mask.OPEN):
+        elif not (mask & _ISDIR and mask & _OPEN):
             # To read which names a folder has, as every look does, changes nothing.
             self._touch(self._paths[wd])
 
@@ -150,12 +131,6 @@ def _events(data: bytes) -> Iterator[tuple[int, int]]:
 
 def _names(tree: workspace_tree.Folder) -> int:
     return len(tree.entries) + sum(map(_names, tree.folders.values()))
-
-
-def _has_links(tree: workspace_tree.Folder) -> bool:
-    return any(map(workspace_tree.has_other_names, tree.stamps.values())) or any(
-        map(_has_links, tree.folders.values())
-    )
 
 
 def _checked(result: int) -> int:

@@ -209,7 +209,7 @@ def test_more_than_the_kernel_can_tell(workspace: Workspace, looked: list[int]) 
         (workspace.root / path / "one").write_text("new")
     watch = workspace.listening._watch
     assert watch is not None
-    watch._take(-1, workspace_watch._Mask.Q_OVERFLOW)
+    watch._take(-1, workspace_watch._Q_OVERFLOW)
     workspace.agree()
     looked.clear()
     workspace.listening.snapshot()
