@@ -10,8 +10,9 @@ from torpor.actors import lifecycle, slot_board
 PRESSURE_QUIET_S_MIN = 1.0
 #: Leaving costs CPU; so many at a time keep the node answering.
 LEAVING_AT_ONCE_MAX = 4
-#: A process whose session has ended goes by itself within this, or is killed.
-ENDED_GRACE_S = 5.0
+#: A process whose session has ended goes by itself within this, or is killed: its agent's
+#: `on_evict` has 5 s, and what it wrote is read once more.
+ENDED_GRACE_S = 15.0
 #: A process gives up a turn at its time; one that has not after this much more is asked whether it
 #: answers at all.
 HUNG_GRACE_S = 30.0

@@ -1,5 +1,6 @@
 """Where a session's process listens: an address as text, and the folder of Unix sockets."""
 
+import contextlib
 import os
 import pathlib
 import socket
@@ -60,6 +61,14 @@ def socket_path(folder: pathlib.Path, name: str) -> pathlib.Path:
         if stat.S_IMODE(found.st_mode) & 0o077:
             each.chmod(0o700)
     return folder / f"{os.getpid()}.{name}"
+
+
+def remove_socket(lane: str) -> None:
+    """Remove the Unix socket of a lane whose process is dead, if it had one here."""
+    with contextlib.suppress(OSError, errors.InvalidField):
+        path = pathlib.Path(LaneAddress.parse(lane).path)
+        if path.parent == sockets_folder():
+            path.unlink(missing_ok=True)
 
 
 def clean_leftovers(folder: pathlib.Path) -> None:

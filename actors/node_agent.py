@@ -227,6 +227,7 @@ class NodeAgent:
                 del self._slots[slot.key, slot.epoch]
             slot.close()
         await slots.clean(slot.folder)
+        await asyncio.to_thread(self._maker.kept.look, slot.key)
         await asyncio.to_thread(self._maker.kept.trim)
 
     # --- the beat ---------------------------------------------------------------------------------

@@ -97,8 +97,8 @@ class Waking:
         found = await self._bring_back(acquired)
         watch.lap("restore")
         # The files come first: loading the state may look for them.
-        self.snapshotter.begin(found.tree)
         os.chdir(self._workspace)
+        self.snapshotter.adopt(found.tree)
         thread = agent_thread.AgentThread()
         payload = found.payload
         await thread.wake(make if payload is None else functools.partial(state.load, payload))
@@ -167,6 +167,7 @@ class Waking:
         tree = kept_workspaces.put_back(slot, self._key, point.manifest, self._blobs)
         if tree is None:
             tree = restore.restore(point.manifest, self._workspace, self._blobs, tenant)
+        self.snapshotter.watch(tree)
         return Found(point=point, payload=payload, tree=tree)
 
     async def _make_true(

@@ -1,6 +1,7 @@
 """What a session's process may leave behind that could still write into its workspace."""
 
 import asyncio
+import logging
 import os
 import pathlib
 
@@ -14,14 +15,14 @@ from torpor.storage import (
     workspace_tree,
 )
 
+log = logging.getLogger(__name__)
+
 _PROC = pathlib.Path("/proc")
 #: In `/proc/<pid>/stat`, after the name: when the process began, in ticks since the boot.
 _BEGAN = 19
 #: Read again at the end of an activation that wrote them: a fraction of a second. A session that
 #: wrote more leaves nothing, and its next wake restores it.
 CHECKED_BYTES_MAX = 128 << 20
-#: Sessions that are looked for at a time, a fraction of a millisecond each.
-ASKED_MAX = 1_000
 
 
 def leave(
@@ -60,19 +61,16 @@ def keep(
 
 
 async def forget_deleted(kept: kept_workspaces.KeptWorkspaces, sessions: store.Sessions) -> None:
-    """Remove what is kept of sessions that are deleted, and what is beyond the bounds.
-
-    Raises:
-        StoreUnavailable: before all were asked for.
-    """
-    try:
-        for key in await asyncio.to_thread(kept.oldest, ASKED_MAX):
-            try:
-                await sessions.head(key)
-            except errors.NotFound:
-                await asyncio.to_thread(kept.forget, key)
-    finally:
-        await asyncio.to_thread(kept.trim)
+    """Remove what is kept of sessions that are deleted, and what is beyond the bounds."""
+    for key in await asyncio.to_thread(kept.sessions):
+        try:
+            await sessions.head(key)
+        except errors.NotFound:
+            await asyncio.to_thread(kept.forget, key)
+        except errors.TorporError as error:
+            # The next round asks again, and a day ends it in any case.
+            log.warning("not known whether %s is deleted: %s", key, error)
+    await asyncio.to_thread(kept.trim)
 
 
 def _has_children() -> bool:

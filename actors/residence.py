@@ -115,6 +115,7 @@ class Residence:
             return protocol.refuse(errors.Internal(session=self._key.session))
 
     async def _dispatch(self, work: mailbox.Work) -> object:
+        self._watch.restart()
         match work:
             case protocol.Deliver():
                 return await self._deliver(work.message, work.body_digest)
@@ -183,7 +184,6 @@ class Residence:
         self, message: messages.Message, body_digest: str, *, consumed: tuple[str, ...]
     ) -> protocol.Delivered:
         self._move(lifecycle.Signal.BEGAN)
-        self._watch.restart()
         began_s, cpu_before_ms = time.monotonic(), usage.cpu_ms()
         ctx = turn_context.TurnContext(
             key=self._key,

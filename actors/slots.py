@@ -5,7 +5,6 @@ import contextlib
 import logging
 import os
 import pathlib
-import shutil
 import signal
 import sys
 import time
@@ -25,7 +24,7 @@ from torpor.actors import (
     slot_stock,
     stopwatch,
 )
-from torpor.storage import kept_workspaces, keyring, records, store
+from torpor.storage import kept_workspaces, keyring, records, restore, store
 
 log = logging.getLogger(__name__)
 
@@ -111,6 +110,7 @@ class Slot:
     async def discard(self) -> None:
         """End it, and remove what it has."""
         await self.end()
+        self.close()
         await clean(self.folder)
 
     def activity(self) -> slot_board.Activity | None:
@@ -120,10 +120,12 @@ class Slot:
         return None if self.board is None else self.board.read()
 
     def close(self) -> None:
-        """Let its board go."""
+        """Let its board go, and the socket that a process which was killed has left."""
         if self.board is not None:
             self.board.close()
             self.board = None
+        if self.lane and self.dead.is_set():
+            lane_address.remove_socket(self.lane)
 
     async def kill(self) -> None:
         """End the process at once and await its death.
@@ -139,7 +141,7 @@ class Slot:
             await asyncio.wait_for(self.dead.wait(), DEATH_TIMEOUT_S)
         except TimeoutError:
             raise errors.OwnerUnreachable(
-                f"process {self.pid} does not die", session=str(self.key)
+                f"process {self.pid} does not die", actor=self.actor
             ) from None
 
     async def answers(self) -> bool:
@@ -255,6 +257,7 @@ class SlotMaker:
             )
         if slot.dead.is_set():
             await asyncio.to_thread(remains.keep, self.kept, slot.folder, slot.key)
+        slot.close()
         await clean(slot.folder)
 
     async def _take(self, kind: slot_stock.Kind, request: protocol.Activate) -> Slot:
@@ -332,8 +335,10 @@ class SlotMaker:
         ).remote(spec)
 
     def _tell_once(self, kind: slot_stock.Kind, not_forked: str) -> None:
-        if not_forked and (kind.name, not_forked) not in self._told:
-            self._told.add((kind.name, not_forked))
+        # Behind the colon it may name processes.
+        reason = (kind.name, not_forked.partition(":")[0])
+        if not_forked and reason not in self._told:
+            self._told.add(reason)
             log.warning(
                 "sessions of %s on node %s start from nothing, as Ray's workers do: %s",
                 kind.agent.name,
@@ -365,7 +370,9 @@ def _failures(whose: str) -> Iterator[None]:
 async def clean(folder: pathlib.Path) -> None:
     """Kill what still works in a slot's folder, then remove the folder."""
     await asyncio.to_thread(_kill_below, folder)
-    await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+    # What resists is tried again when the node's agent starts.
+    with contextlib.suppress(OSError):
+        await asyncio.to_thread(restore.discard, folder)
 
 
 def _kill_below(folder: pathlib.Path) -> None:

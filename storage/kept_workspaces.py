@@ -9,7 +9,6 @@ place, or what the next start removes.
 
 import collections
 import contextlib
-import itertools
 import logging
 import os
 import pathlib
@@ -77,29 +76,31 @@ class KeptWorkspaces:
                 self._drop(key)
                 return False
             self._kept[key] = head
-        self._look(key, head)
         return True
 
-    def _look(self, key: records.SessionKey, head: kept_description.Head) -> None:
+    def look(self, key: records.SessionKey) -> None:
         """Take note that all files of a large workspace are as described, so that no wake has to.
 
         Nobody has anything of it open, and under its new name nobody looks for it.
         """
-        if head.entries < workspace_watch.ENTRIES_MIN:
+        head, place = self._kept.get(key), self._place(key)
+        if head is None or head.entries < workspace_watch.ENTRIES_MIN:
             return
-        place = self._place(key)
         with contextlib.suppress(OSError, errors.TorporError):
             known = kept_description.read(place, key)
-            if known and workspace_scan.Scan().run(place / WORKSPACE, known) is known:
+            # What has other names may be changed by them, at any time.
+            if known is None or workspace_tree.has_links(known):
+                return
+            if workspace_scan.Scan().run(place / WORKSPACE, known) is known:
                 with self._lock:
                     # It may have been taken meanwhile, and have come back.
                     if self._kept.get(key) is head:
                         (place / LOOKED).touch()
 
-    def oldest(self, count: int) -> list[records.SessionKey]:
-        """Return the sessions whose workspaces were not used for longest."""
+    def sessions(self) -> list[records.SessionKey]:
+        """Return whose workspaces are kept."""
         with self._lock:
-            return list(itertools.islice(self._kept, count))
+            return list(self._kept)
 
     def __contains__(self, key: records.SessionKey) -> bool:
         """Whether something is kept of a session; does not block."""

@@ -58,9 +58,8 @@ class Snapshotter:
         self._restored: workspace_tree.Folder | None = None
         self._watch: workspace_watch.Watch | None = None
 
-    def begin(self, tree: workspace_tree.Folder) -> None:
-        """Take note that this tree lies on the disk, and nobody has had anything of it open."""
-        self.adopt(tree)
+    def watch(self, tree: workspace_tree.Folder) -> None:
+        """Have the kernel tell what is touched of a tree of which nobody has anything open yet."""
         self._watch = workspace_watch.Watch.worth_having(self._root, tree)
 
     def adopt(self, tree: workspace_tree.Folder) -> None:
@@ -79,7 +78,7 @@ class Snapshotter:
 
     @property
     def restored(self) -> workspace_tree.Folder:
-        """What it began with: the files as they were before anything ran among them."""
+        """What was adopted first: the files as they were before anything ran among them."""
         return self._restored or workspace_tree.EMPTY
 
     def snapshot(self) -> Snapshot:

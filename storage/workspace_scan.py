@@ -1,8 +1,8 @@
 """Finding what has changed in a workspace on the disk, by looking at names and times alone.
 
 This runs at the end of every turn, over every file that may have changed: the loop over files is
-one dict comprehension and one comparison of dicts. A file changed through a memory map shows once
-the map is flushed.
+one dict comprehension and one comparison of dicts. The first write through a memory map shows, and
+none after it until the kernel has written the page to the disk.
 """
 
 import errno
@@ -103,6 +103,7 @@ class Scan:
             same = stamps.get(name) == known.stamps.get(name)
             if same and (below := self._left_alone(f"{path}{name}/")) is not None:
                 self.entries += below
+                _check_bounds(self.entries, path, depth)
                 folders[name] = child
                 continue
             try:

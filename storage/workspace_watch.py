@@ -7,7 +7,8 @@ but nobody maps a file without opening it. The others need no look.
 
 Only folders that were there at the beginning are watched. What is made later is looked at each
 time. The kernel tells of a change by the name that was used: where files have hard links nothing is
-watched. One that is made later shows if it lies in the workspace, and does not if it lies outside.
+watched, from the turn on at whose end one is found. What is written through one that is not in the
+workspace then is not found.
 """
 
 import ctypes
@@ -109,6 +110,11 @@ class Watch:
     def _take(self, wd: int, mask: int) -> None:
         if mask & _Q_OVERFLOW:
             self._touched.update(self._entries)
+        elif mask & _MOVE_SELF:
+            # What is below it moves along and does not hear of it; its paths may be others' now.
+            moved = self._paths[wd]
+            self._touch(moved)
+            self._touched.update(path for path in self._entries if path.startswith(moved))
         elif not (mask & _ISDIR and mask & _OPEN):
             # To read which names a folder has, as every look does, changes nothing.
             self._touch(self._paths[wd])

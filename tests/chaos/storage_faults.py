@@ -135,7 +135,9 @@ async def _damage(world: World, rng: random.Random, kind: damage.Kind, how: Brea
             points = await world.store.sessions.restore_points(key)
             found = await asyncio.to_thread(damage.own, world.storage, key.tenant, points)
             digests = [digest for each, digest in found if each is kind]
-            if digests and (await world.store.sessions.head(key)).owner is None:
+            # A session whose only state is damaged stays asleep until somebody brings it back.
+            can_wake = kind is not damage.Kind.STATE or len(points) > 1
+            if can_wake and digests and (await world.store.sessions.head(key)).owner is None:
                 digest = rng.choice(digests)
                 world.damaged.append(
                     damage.Damaged(

@@ -234,6 +234,7 @@ def test_a_large_one_is_looked_at_before_it_is_needed(
     taken = _leave(old, store)
     looks.clear()
     kept.keep(old, KEY)
+    kept.look(KEY)
     assert looks == [tmp_path / "kept" / "acme" / "one" / kept_workspaces.WORKSPACE]
     kept.take(KEY, new)
     tree = kept_workspaces.put_back(new, KEY, taken.manifest, store)
@@ -253,6 +254,7 @@ def test_a_large_one_that_changed_is_looked_at_again(
     taken = _leave(old, store)
     (old / kept_workspaces.WORKSPACE / "run.sh").write_text("changed")
     kept.keep(old, KEY)
+    kept.look(KEY)
     kept.take(KEY, new)
     looks.clear()
     assert kept_workspaces.put_back(new, KEY, taken.manifest, store) is not None
@@ -278,11 +280,34 @@ def test_a_look_that_came_too_late_counts_for_nothing(
         found = run(scan, root, known)
         monkeypatch.setattr(workspace_scan.Scan, "run", run)
         kept.take(KEY, new)
-        monkeypatch.setattr(workspace_watch, "ENTRIES_MIN", 1_000)
         kept.keep(new, KEY)
         return found
 
-    monkeypatch.setattr(workspace_scan.Scan, "run", look)
     kept.keep(old, KEY)
+    monkeypatch.setattr(workspace_scan.Scan, "run", look)
+    kept.look(KEY)
     assert kept.take(KEY, last)
     assert not (last / kept_workspaces.KEPT / kept_workspaces.LOOKED).exists()
+
+
+def test_one_with_hard_links_is_looked_at_by_its_wake(
+    kept: kept_workspaces.KeptWorkspaces,
+    store: workspaces.RecordingBlobs,
+    tmp_path: pathlib.Path,
+    looks: list[pathlib.Path],
+) -> None:
+    """By its other name a file may be changed after a look."""
+    old, new = _slot(tmp_path, "old"), _slot(tmp_path, "new")
+    file = old / kept_workspaces.WORKSPACE / "run.sh"
+    file.parent.mkdir()
+    file.write_text("stored")
+    other = tmp_path / "other name"
+    other.hardlink_to(file)
+    taken = workspaces.commit(snapshot.Snapshotter(file.parent, store, "acme", 1 << 30))
+    kept_description.write(old, KEY, taken.tree, at_ms=NOW_MS, since_ticks=0)
+    kept.keep(old, KEY)
+    kept.look(KEY)
+    other.write_text("changed")
+    kept.take(KEY, new)
+    assert kept_workspaces.put_back(new, KEY, taken.manifest, store) is not None
+    assert (new / kept_workspaces.WORKSPACE / "run.sh").read_text() == "stored"

@@ -16,8 +16,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from torpor import errors
 from torpor.storage import (
     local_blobs,
+    manifest,
     snapshot,
     workspace_scan,
     workspace_tree,
@@ -56,7 +58,8 @@ class Workspace:
         self.looking.adopt(self.tree)
         #: One that listens to the kernel.
         self.listening = self._snapshotter()
-        self.listening.begin(self.tree)
+        self.listening.adopt(self.tree)
+        self.listening.watch(self.tree)
 
     def _snapshotter(self) -> snapshot.Snapshotter:
         return snapshot.Snapshotter(self.root, self.store, "acme", QUOTA)
@@ -192,6 +195,24 @@ def test_nothing_is_missed(workspace: Workspace, act: Act) -> None:
     assert "a/later" in workspace.agree().changed
 
 
+@pytest.mark.parametrize("away", ["inside", "outside", "removed"])
+def test_what_is_done_later_in_a_folder_that_was_replaced_is_found(
+    workspace: Workspace, away: str
+) -> None:
+    """The kernel still watches the folder that had its name before, wherever that is now."""
+    old = workspace.root / "d"
+    if away == "removed":
+        shutil.rmtree(old)
+    else:
+        old.rename((workspace.root if away == "inside" else workspace.root.parent) / "aside")
+    (old / "e" / "c").mkdir(parents=True)
+    (old / "e" / "c" / "new").write_text("new")
+    workspace.agree()
+    for content in ("newer", "newest"):
+        (old / "e" / "c" / "new").write_text(content)
+        assert workspace.agree().changed == ("d/e/c/new",)
+
+
 def test_a_map_that_stays_is_looked_after(workspace: Workspace) -> None:
     """What is written through it turns later is found, though the kernel does not tell."""
     with (workspace.root / "a/b/one").open("r+b") as file:
@@ -214,6 +235,16 @@ def test_more_than_the_kernel_can_tell(workspace: Workspace, looked: list[int]) 
     looked.clear()
     workspace.listening.snapshot()
     assert len(looked) == len(FOLDERS)
+
+
+def test_what_is_left_alone_counts(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No more is stored than a restore takes back, wherever the last names are."""
+    monkeypatch.setattr(manifest, "ENTRIES_MAX", NAMES + 1)
+    (workspace.root / "a" / "new").touch()
+    workspace.agree()
+    (workspace.root / "a" / "newer").touch()
+    with pytest.raises(errors.WorkspaceQuotaExceeded):
+        workspace.listening.snapshot()
 
 
 def test_without_a_watch_everything_is_looked_at(
