@@ -26,6 +26,10 @@ CONNECTIONS_MAX = 256
 #: read before some are answered.
 CALLS_MAX = 128
 
+#: Hellos that one activation takes, of 48 bytes each; gateways say one for each connection, which
+#: they keep. Beyond it they call through Ray.
+HELLOS_MAX = 4_096
+
 _CREDENTIALS = struct.Struct("3i")
 
 
@@ -37,6 +41,7 @@ class LaneServer:
         self.serve = serve
         self.connections: set[_Connection] = set()
         self.tasks: set[asyncio.Task[None]] = set()
+        self._heard: set[bytes] = set()
         self._listening: list[asyncio.Server] = []
         self._path: pathlib.Path | None = None
 
@@ -76,6 +81,18 @@ class LaneServer:
             with contextlib.suppress(OSError):
                 self._path.unlink(missing_ok=True)
             self._path = None
+
+    def welcome(self, hello: bytes) -> bytes | None:
+        """Return the answer to a hello; None if it proves nothing, or was heard before.
+
+        Who listens on the wire may repeat a hello, but must not get in with it.
+        """
+        if self.secret is None or not self.secret.greets(hello):
+            return None
+        if hello in self._heard or len(self._heard) >= HELLOS_MAX:
+            return None
+        self._heard.add(hello)
+        return self.secret.welcome(hello)
 
     def _connection(self) -> "_Connection":
         return _Connection(self)
@@ -147,15 +164,15 @@ class _Connection(asyncio.Protocol):
         return self._writable and self._in_work < CALLS_MAX and not self._transport.is_closing()
 
     def _greet(self, frame: lane_frames.Frame) -> None:
-        secret = self._server.secret
         is_hello = frame.kind == lane_frames.Kind.HELLO
-        if secret is None or not is_hello or not secret.greets(frame.payload):
+        welcome = self._server.welcome(frame.payload) if is_hello else None
+        if welcome is None:
             self._transport.abort()
             return
         self._handshake.cancel()
         self._proven = True
         self._reader.payload_bytes_max = lane_frames.CALL_BYTES_MAX
-        self._write(frame.call, secret.welcome(frame.payload))
+        self._write(frame.call, welcome)
 
     def _begin(self, frame: lane_frames.Frame) -> None:
         kind = lane_frames.Kind(frame.kind)

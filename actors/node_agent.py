@@ -14,6 +14,7 @@ import ray
 from torpor import clock, deployment, errors, ids
 from torpor.actors import (
     agent_code,
+    disposal,
     eviction,
     lease,
     load_meter,
@@ -227,8 +228,8 @@ class NodeAgent:
                 del self._slots[slot.key, slot.epoch]
             slot.close()
         await slots.clean(slot.folder)
-        await asyncio.to_thread(self._maker.kept.look, slot.key)
-        await asyncio.to_thread(self._maker.kept.trim)
+        await disposal.aside(self._maker.kept.look, slot.key)
+        await disposal.aside(self._maker.kept.trim)
 
     # --- the beat ---------------------------------------------------------------------------------
 

@@ -6,6 +6,7 @@ import os
 import pathlib
 
 from torpor import errors
+from torpor.actors import disposal
 from torpor.storage import (
     kept_description,
     kept_workspaces,
@@ -70,7 +71,7 @@ async def forget_deleted(kept: kept_workspaces.KeptWorkspaces, sessions: store.S
         except errors.TorporError as error:
             # The next round asks again, and a day ends it in any case.
             log.warning("not known whether %s is deleted: %s", key, error)
-    await asyncio.to_thread(kept.trim)
+    await disposal.aside(kept.trim)
 
 
 def _has_children() -> bool:

@@ -15,6 +15,7 @@ import ray
 
 from torpor import clock, deployment, errors, ids
 from torpor.actors import (
+    disposal,
     lane_address,
     protocol,
     ray_compat,
@@ -232,7 +233,8 @@ class SlotMaker:
         with _failures(str(request.key)):
             try:
                 if request.key in self.kept:
-                    await asyncio.to_thread(self.kept.take, request.key, slot.folder)
+                    taken = asyncio.to_thread(self.kept.take, request.key, slot.folder)
+                    await asyncio.wait_for(taken, ends_s - time.monotonic())
                 watch.lap("slot")
                 boot = slot.handle.boot.remote(claim, watch.laps_ms)
                 left_s = ends_s - time.monotonic()
@@ -369,10 +371,10 @@ def _failures(whose: str) -> Iterator[None]:
 
 async def clean(folder: pathlib.Path) -> None:
     """Kill what still works in a slot's folder, then remove the folder."""
-    await asyncio.to_thread(_kill_below, folder)
+    await disposal.aside(_kill_below, folder)
     # What resists is tried again when the node's agent starts.
     with contextlib.suppress(OSError):
-        await asyncio.to_thread(restore.discard, folder)
+        await disposal.aside(restore.discard, folder)
 
 
 def _kill_below(folder: pathlib.Path) -> None:

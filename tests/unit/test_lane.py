@@ -5,7 +5,6 @@ import pathlib
 import socket
 import struct
 from collections.abc import AsyncIterator
-from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -13,7 +12,6 @@ from hypothesis import strategies as st
 
 from torpor import errors
 from torpor.actors import lane, lane_address, lane_frames, lane_keepalive, lane_server, protocol
-from torpor.storage import records
 from torpor.testing import lane_owner
 
 DELIVER = lane_frames.Kind.DELIVER
@@ -27,19 +25,6 @@ async def owner() -> AsyncIterator[lane_owner.LaneOwner]:
         yield made
 
 
-async def open_lane(owner: lane_owner.LaneOwner, *, same_node: bool = True) -> lane.Lane:
-    """Return a lane to it."""
-    return await lane.Lane.open(owner.seat(), same_node=same_node, on_end=lambda _: None)
-
-
-async def dial(
-    owner: lane_owner.LaneOwner,
-) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-    """Return a bare connection to it."""
-    address = lane_address.LaneAddress.parse(owner.address)
-    return await asyncio.open_connection(address.host, address.port)
-
-
 @pytest.mark.parametrize("same_node", [True, False])
 async def test_calls_are_pipelined_and_answered_in_any_order(
     owner: lane_owner.LaneOwner, *, same_node: bool
@@ -47,7 +32,7 @@ async def test_calls_are_pipelined_and_answered_in_any_order(
     """All of them arrive before the first is answered, and each gets its own answer."""
     for name in (b"one", b"two", b"three"):
         owner.gates[name] = asyncio.Event()
-    way = await open_lane(owner, same_node=same_node)
+    way = await lane_owner.open_lane(owner, same_node=same_node)
     calls = {
         name: asyncio.create_task(way.call(DELIVER, name, timeout_s=30)) for name in owner.gates
     }
@@ -62,7 +47,7 @@ async def test_calls_are_pipelined_and_answered_in_any_order(
 
 async def test_both_ends_notice_a_machine_that_is_gone(owner: lane_owner.LaneOwner) -> None:
     """The kernel's own patience is two hours."""
-    way = await open_lane(owner, same_node=False)
+    way = await lane_owner.open_lane(owner, same_node=False)
     (connection,) = owner.server.connections
     for transport in (way._transport, connection._transport):
         end = transport.get_extra_info("socket")
@@ -74,67 +59,10 @@ async def test_both_ends_notice_a_machine_that_is_gone(owner: lane_owner.LaneOwn
 
 async def test_large_frames_pass(owner: lane_owner.LaneOwner) -> None:
     """The largest request that a gateway may have taken, in one piece."""
-    way = await open_lane(owner)
+    way = await lane_owner.open_lane(owner)
     payload = bytes(lane_frames.CALL_BYTES_MAX)
     assert await way.call(DELIVER, payload, timeout_s=30) == payload
     way.close()
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [{"nonce": "other"}, {"epoch": 2}, {"epoch": 4}, {"key": records.SessionKey("acme", "s2")}],
-)
-async def test_a_stale_route_fails_before_a_message_is_sent(
-    owner: lane_owner.LaneOwner, changes: dict[str, Any]
-) -> None:
-    """Another session, epoch or nonce gets no lane; what became of it is not asked here."""
-    with pytest.raises((errors.OwnerUnreachable, OSError)):
-        await lane.Lane.open(owner.seat(**changes), same_node=True, on_end=lambda _: None)
-    assert owner.served == []
-
-
-async def test_nobody_is_served_before_the_proof(owner: lane_owner.LaneOwner) -> None:
-    """A call that comes first ends the connection, whatever is in it."""
-    reader, writer = await dial(owner)
-    writer.write(lane_frames.pack(7, DELIVER, HELLO))
-    await ended(reader)
-    assert owner.served == []
-    writer.close()
-
-
-async def test_nobody_is_served_while_the_process_is_nobodys(owner: lane_owner.LaneOwner) -> None:
-    """A process in stock listens, and lets nobody in."""
-    owner.server.secret = None
-    with pytest.raises((errors.OwnerUnreachable, OSError)):
-        await open_lane(owner)
-
-
-@pytest.mark.parametrize(
-    "welcome",
-    [
-        protocol.pack(None),
-        protocol.pack(protocol.refuse(errors.Fenced())),
-        lane_owner.SECRET.welcome(HELLO),
-        b"",
-    ],
-)
-async def test_who_cannot_prove_to_be_the_owner_is_not_believed(
-    owner: lane_owner.LaneOwner, welcome: bytes
-) -> None:
-    """Somebody else holds the port: what it says, or has heard before, opens no lane."""
-
-    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.readexactly(lane_frames.HEADER_BYTES + lane_frames.HELLO_BYTES)
-        writer.write(lane_frames.pack(0, 0, welcome))
-        await reader.read()
-        writer.close()
-
-    async with await asyncio.start_server(answer, "127.0.0.1", 0) as impostor:
-        port = impostor.sockets[0].getsockname()[1]
-        with pytest.raises(errors.OwnerUnreachable, match="somebody else"):
-            await lane.Lane.open(
-                owner.seat(lane=f"127.0.0.1:{port}"), same_node=False, on_end=lambda _: None
-            )
 
 
 @pytest.mark.parametrize("proven", [False, True])
@@ -142,22 +70,22 @@ async def test_frames_that_are_too_large_end_the_connection(
     owner: lane_owner.LaneOwner, *, proven: bool
 ) -> None:
     """Before the proof no more than one is read; after it no more than a request."""
-    reader, writer = await dial(owner)
+    reader, writer = await lane_owner.dial(owner)
     if proven:
         writer.write(lane_frames.pack(0, lane_frames.Kind.HELLO, HELLO))
     bytes_max = lane_frames.CALL_BYTES_MAX if proven else lane_frames.HELLO_BYTES
     writer.write(struct.pack("<IIB", bytes_max + 1, 1, DELIVER))
-    await ended(reader)
+    await lane_owner.ended(reader)
     writer.close()
 
 
 @pytest.mark.parametrize("kind", [lane_frames.Kind.HELLO, 99])
 async def test_what_is_no_call_ends_the_connection(owner: lane_owner.LaneOwner, kind: int) -> None:
     """A second proof, and a kind that nobody knows."""
-    reader, writer = await dial(owner)
+    reader, writer = await lane_owner.dial(owner)
     writer.write(lane_frames.pack(0, lane_frames.Kind.HELLO, HELLO))
     writer.write(lane_frames.pack(1, kind, HELLO))
-    await ended(reader)
+    await lane_owner.ended(reader)
     writer.close()
 
 
@@ -169,12 +97,12 @@ async def test_noise_harms_nobody_else(
     owner: lane_owner.LaneOwner, noise: bytes, *, proven: bool
 ) -> None:
     """Whatever a peer sends, the next one is served."""
-    _, writer = await dial(owner)
+    _, writer = await lane_owner.dial(owner)
     if proven:
         writer.write(lane_frames.pack(0, lane_frames.Kind.HELLO, HELLO))
     writer.write(noise)
     writer.close()
-    way = await open_lane(owner)
+    way = await lane_owner.open_lane(owner)
     assert await way.call(DELIVER, b"hello", timeout_s=30) == b"hello"
     way.close()
 
@@ -184,8 +112,8 @@ async def test_a_silent_peer_is_sent_away(
 ) -> None:
     """Who opens a connection and shows no proof does not keep it."""
     monkeypatch.setattr(lane_server, "HANDSHAKE_S", 0.01)
-    reader, writer = await dial(owner)
-    await ended(reader)
+    reader, writer = await lane_owner.dial(owner)
+    await lane_owner.ended(reader)
     writer.close()
 
 
@@ -195,7 +123,7 @@ async def test_another_users_process_is_sent_away(
     """The kernel tells who is behind a Unix socket."""
     monkeypatch.setattr("os.getuid", lambda: -1)
     with pytest.raises((errors.OwnerUnreachable, OSError)):
-        await open_lane(owner)
+        await lane_owner.open_lane(owner)
 
 
 async def test_connections_are_bounded(
@@ -203,9 +131,9 @@ async def test_connections_are_bounded(
 ) -> None:
     """One more than a process takes is sent away, and takes nothing from the others."""
     monkeypatch.setattr(lane_server, "CONNECTIONS_MAX", 1)
-    way = await open_lane(owner)
+    way = await lane_owner.open_lane(owner)
     with pytest.raises((errors.OwnerUnreachable, OSError)):
-        await open_lane(owner)
+        await lane_owner.open_lane(owner)
     assert await way.call(DELIVER, b"hello", timeout_s=30) == b"hello"
     way.close()
 
@@ -217,7 +145,7 @@ async def test_calls_in_work_are_bounded(
     monkeypatch.setattr(lane_server, "CALLS_MAX", 2)
     names = [b"one", b"two", b"three"]
     owner.gates = {name: asyncio.Event() for name in names}
-    way = await open_lane(owner)
+    way = await lane_owner.open_lane(owner)
     calls = [asyncio.create_task(way.call(DELIVER, name, timeout_s=30)) for name in names]
     await owner.has_been_sent(2)
     owner.gates[b"one"].set()
@@ -235,7 +163,7 @@ async def test_calls_that_wait_are_bounded(
     """A gateway learns at once that a session has too much to do."""
     monkeypatch.setattr(lane, "CALLS_MAX", 1)
     owner.gates[b"one"] = asyncio.Event()
-    way = await open_lane(owner)
+    way = await lane_owner.open_lane(owner)
     first = asyncio.create_task(way.call(DELIVER, b"one", timeout_s=30))
     await owner.has_been_sent(1)
     with pytest.raises(errors.MailboxFull):
@@ -251,7 +179,7 @@ async def test_what_is_not_read_is_bounded(
 ) -> None:
     """An owner that hangs does not fill the gateway's memory with calls that were given up."""
     monkeypatch.setattr(lane, "UNSENT_BYTES_MAX", 1 << 20)
-    way = await open_lane(owner)
+    way = await lane_owner.open_lane(owner)
     (connection,) = owner.server.connections
     connection._transport.pause_reading()
     for _ in range(8):
@@ -267,7 +195,7 @@ async def test_a_connection_that_breaks_leaves_the_outcome_open(
 ) -> None:
     """Whoever waits is told at once, and nobody can call any more."""
     owner.gates[b"one"] = asyncio.Event()
-    way = await open_lane(owner)
+    way = await lane_owner.open_lane(owner)
     call = asyncio.create_task(way.call(DELIVER, b"one", timeout_s=30))
     await owner.has_been_sent(1)
     owner.server.close()
@@ -283,7 +211,7 @@ async def test_a_connection_that_breaks_leaves_the_outcome_open(
 async def test_an_answer_that_comes_too_late_is_dropped(owner: lane_owner.LaneOwner) -> None:
     """Its caller was told that nothing is known; the next call gets its own answer."""
     owner.gates[b"slow"] = asyncio.Event()
-    way = await open_lane(owner)
+    way = await lane_owner.open_lane(owner)
     with pytest.raises(errors.OwnerUnreachable, match="within"):
         await way.call(DELIVER, b"slow", timeout_s=0.0)
     await owner.has_been_sent(1)
@@ -299,7 +227,7 @@ async def test_a_failure_is_an_answer(owner: lane_owner.LaneOwner) -> None:
         raise RuntimeError
 
     owner.answer = fail
-    way = await open_lane(owner)
+    way = await lane_owner.open_lane(owner)
     refused = protocol.unpack_done(await way.call(DELIVER, b"one", timeout_s=30))
     assert isinstance(refused, protocol.Refusal)
     assert refused.reason == errors.Internal.reason
@@ -320,7 +248,7 @@ async def test_nothing_that_an_owner_says_harms_the_gateway(
 ) -> None:
     """An answer beyond the bound ends the lane; one that nobody waits for is dropped."""
     owner.gates[b"one"] = asyncio.Event()
-    way = await open_lane(owner)
+    way = await lane_owner.open_lane(owner)
     call = asyncio.create_task(way.call(DELIVER, b"one", timeout_s=30))
     await owner.has_been_sent(1)
     (connection,) = owner.server.connections
@@ -338,7 +266,7 @@ async def test_an_answer_that_is_too_large_is_said_to_be(
     owner: lane_owner.LaneOwner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It does not cost its connection, which carries other calls."""
-    way = await open_lane(owner)
+    way = await lane_owner.open_lane(owner)
     monkeypatch.setattr(lane_frames, "ANSWER_BYTES_MAX", 100)
     refused = protocol.unpack_done(await way.call(DELIVER, bytes(101), timeout_s=30))
     assert refused is not None
@@ -349,7 +277,7 @@ async def test_an_answer_that_is_too_large_is_said_to_be(
 
 async def test_answers_that_nobody_reads_stop_the_calls(owner: lane_owner.LaneOwner) -> None:
     """A peer that only writes fills its own buffers, not the session's memory."""
-    _, writer = await dial(owner)
+    _, writer = await lane_owner.dial(owner)
     peer = writer.get_extra_info("socket")
     peer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
     writer.transport.pause_reading()  # type: ignore[attr-defined]
@@ -390,11 +318,3 @@ async def test_the_end_leaves_nothing(owner: lane_owner.LaneOwner) -> None:
     owner.server.close()
     with socket.socket(socket.AF_UNIX) as knocking, pytest.raises(FileNotFoundError):
         knocking.connect(path)
-
-
-async def ended(reader: asyncio.StreamReader) -> None:
-    """Read until the other side ends the connection, in whatever way."""
-    try:
-        await reader.read()
-    except ConnectionResetError:
-        return

@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
-from torpor.actors import lane_frames, lane_server, protocol
+from torpor.actors import lane, lane_address, lane_frames, lane_server, protocol
 from torpor.storage import records
 from torpor.testing import eventually
 
@@ -74,3 +74,24 @@ async def listening() -> AsyncIterator[LaneOwner]:
             made.server.close()
             # Its connections end in the loop's next rounds.
             await until(lambda: not made.server.connections)
+
+
+async def open_lane(owner: LaneOwner, *, same_node: bool = True) -> lane.Lane:
+    """Return a lane to it."""
+    return await lane.Lane.open(owner.seat(), same_node=same_node, on_end=lambda _: None)
+
+
+async def dial(
+    owner: LaneOwner,
+) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """Return a bare connection to it."""
+    address = lane_address.LaneAddress.parse(owner.address)
+    return await asyncio.open_connection(address.host, address.port)
+
+
+async def ended(reader: asyncio.StreamReader) -> None:
+    """Read until the other side ends the connection, in whatever way."""
+    try:
+        await reader.read()
+    except ConnectionResetError:
+        return
