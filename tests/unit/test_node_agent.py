@@ -325,3 +325,40 @@ async def test_a_process_that_the_store_has_forgotten_may_report_it(
         protocol.accept(await waking)
     assert forgotten.dead.is_set()
     assert office.maker.made == [forgotten]
+
+
+async def test_the_place_of_a_dead_session_is_free_before_its_files_are(
+    office: Office, store: memory_store.MemoryStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A workspace may take long to remove, and others want to wake."""
+    removing, removed, looked = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    class Kept:
+        """Keeps nothing, and says when it is asked to look."""
+
+        def keep(self, *_: object) -> bool:
+            """Refuse."""
+            return False
+
+        def look(self, _: object) -> None:
+            """Note it."""
+            loop.call_soon_threadsafe(looked.set)
+
+        def trim(self) -> None:
+            """There is nothing."""
+
+    async def clean(_: pathlib.Path) -> None:
+        removing.set()
+        await removed.wait()
+
+    loop = asyncio.get_running_loop()
+    office.maker.kept = Kept()  # type: ignore[attr-defined]
+    monkeypatch.setattr(slots, "clean", clean)
+    monkeypatch.setattr(node_agent, "BEAT_S", 0.01)
+    await store.sessions.create(store_samples.new(KEY))
+    slot = await office.woken()
+    slot._died()
+    await removing.wait()
+    assert (await office.agent.observe()).sessions == 0
+    removed.set()
+    await looked.wait()

@@ -1,12 +1,13 @@
 """Binding slots, without Ray: what becomes of one whose wake fails."""
 
 import pathlib
+import tempfile
 from typing import Any
 
 import pytest
 
 from torpor import clock, errors
-from torpor.actors import protocol, slot_stock, slots
+from torpor.actors import lane_address, protocol, slot_stock, slots
 from torpor.storage import keyring, records
 from torpor.testing import store_samples
 
@@ -76,3 +77,44 @@ async def test_a_slot_whose_files_cannot_be_moved_is_not_left_behind(
         await maker.make(request, "incarnation", "nonce", lambda _: None)
     assert [slot.ended for slot in made] == [True]
     assert vacated == ["nonce"], "it may have claimed the session"
+
+
+async def test_what_is_read_only_is_removed_too(tmp_path: pathlib.Path) -> None:
+    """A cache of modules makes its folders so; nothing of a slot stays on the disk."""
+    inner = tmp_path / "slot" / "workspace" / "cache"
+    inner.mkdir(parents=True)
+    (inner / "module").touch()
+    inner.chmod(0o555)
+    inner.parent.chmod(0o555)
+    await slots.clean(tmp_path / "slot")
+    assert not (tmp_path / "slot").exists()
+    await slots.clean(tmp_path / "slot")
+
+
+async def test_the_socket_of_a_process_that_was_killed_is_removed(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process that was never bound is killed, and cannot remove it itself."""
+    monkeypatch.setattr(tempfile, "gettempdir", lambda: str(tmp_path))
+    path = lane_address.socket_path(lane_address.sockets_folder(), "ab")
+    path.touch()
+    kind = slot_stock.Kind(tenant="acme", agent=store_samples.agent_version("notebook", "digest"))
+    slot = Slot(kind, "actor", tmp_path / "slot")
+    slot.lane = str(lane_address.LaneAddress(host="127.0.0.1", port=1, path=str(path)))
+    slot.dead.set()
+    await slot.discard()
+    assert not path.exists()
+
+
+async def test_a_process_that_does_not_die_is_named(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also one that was never bound to a session."""
+    monkeypatch.setattr(slots, "DEATH_TIMEOUT_S", 0.0)
+    monkeypatch.setattr(slots.os, "kill", lambda *_: None)
+    kind = slot_stock.Kind(tenant="acme", agent=store_samples.agent_version("notebook", "digest"))
+    slot = slots.Slot(kind, "an-actor", tmp_path)
+    slot.pid = 1
+    with pytest.raises(errors.OwnerUnreachable) as raised:
+        await slot.kill()
+    assert raised.value.ids["actor"] == "an-actor"
