@@ -4,13 +4,14 @@ import asyncio
 import contextlib
 import random
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
+import msgspec
 import psutil
 import ray
 
-from loadtests import figures, world
+from loadtests import figures, processes, world
 from torpor.client.sessions import Session
 
 SESSIONS = 60
@@ -22,8 +23,18 @@ LIGHT_MS, HEAVY_MS = 10.0, 100.0
 OUTSIDE_CORES = 0.25
 MEASURE_S = 24.0
 RANDOM_TRIES = 2_000
-#: How Ray titles the process that is not ours.
-OUTSIDER = "ray::Outsider"
+#: How Ray titles the processes of sessions, and the one that is not ours.
+SESSION, OUTSIDER = "ray::AgentSession", "ray::Outsider"
+
+
+class Process(msgspec.Struct, frozen=True, kw_only=True):
+    """One that is measured: a session's, a slot's in stock, or the outsider's."""
+
+    pid: int
+    #: Whether it is not ours.
+    outside: bool
+    #: Stands for its node.
+    raylet: str
 
 
 class Outsider:
@@ -63,62 +74,73 @@ async def balance(here: world.World) -> list[figures.Figure]:
             task.cancel()
         await asyncio.gather(*traffic, return_exceptions=True)
         ray.kill(outsider)
-    nodes = sorted({parent for _, parent in cores})
-    if len(cores) <= SESSIONS or len(nodes) < world.NODES:
-        raise RuntimeError(f"{len(cores)} processes on {len(nodes)} nodes were measured; not all")
-    outside = sum(used for (title, _), used in cores.items() if title.startswith(OUTSIDER))
-    sessions_cores = [
-        (parent, used) for (title, parent), used in cores.items() if not title.startswith(OUTSIDER)
-    ]
-    busied_parent = next(parent for title, parent in cores if title.startswith(OUTSIDER))
-    extra = {busied_parent: outside}
+    return [row(cores, rng)]
+
+
+def row(cores: Mapping[Process, float], rng: random.Random) -> figures.Figure:
+    """Return what the cores that processes used say of their placement.
+
+    Raises:
+        RuntimeError: not all processes, or not all nodes, or others' were measured.
+    """
+    nodes = sorted({process.raylet for process in cores})
+    ours = [(process.raylet, used) for process, used in cores.items() if not process.outside]
+    extra = {process.raylet: used for process, used in cores.items() if process.outside}
+    if len(ours) < SESSIONS or len(extra) != 1 or len(nodes) != world.NODES:
+        raise RuntimeError(
+            f"{len(ours)} processes of sessions and {len(extra)} other on {len(nodes)} nodes were "
+            f"measured, not {SESSIONS} and 1 on {world.NODES}"
+        )
     at_random = [
-        _busiest_over_mean([(rng.choice(nodes), used) for _, used in sessions_cores], nodes, extra)
+        _busiest_over_mean([(rng.choice(nodes), used) for _, used in ours], nodes, extra)
         for _ in range(RANDOM_TRIES)
     ]
-    inside = sum(used for _, used in sessions_cores)
-    return [
-        figures.figure(
-            f"busiest / mean live load, {SESSIONS} sessions on {len(nodes)} nodes",
-            "",
-            _busiest_over_mean(sessions_cores, nodes, extra),
-            floor=1.0,
-            target=1.25,
-            against=f"an even spread; random placement: {figures.p50(at_random):.2f} "
-            f"(CPU of sessions {inside:.2f} cores, outside {outside:.2f} on one node)",
-        )
-    ]
+    inside, outside = sum(used for _, used in ours), sum(extra.values())
+    return figures.figure(
+        f"busiest / mean live load, {SESSIONS} sessions on {len(nodes)} nodes",
+        "",
+        _busiest_over_mean(ours, nodes, extra),
+        floor=1.0,
+        target=1.25,
+        against=f"an even spread; random placement: {figures.p50(at_random):.2f} "
+        f"(CPU of sessions {inside:.2f} cores, outside {outside:.2f} on one node)",
+    )
 
 
-async def _cores_used() -> dict[tuple[str, int], float]:
-    """Return what sessions and the outsider used over a while: (title, raylet's pid) → cores.
+async def _cores_used() -> dict[Process, float]:
+    """Return the cores that sessions and the outsider used over a while.
 
     The processes' own CPU time, so that nothing depends on what torpor believes of itself.
     """
-    before, began_s = _cpu_s(), time.monotonic()
+    before, began_s = cpu_s(), time.monotonic()
     await asyncio.sleep(MEASURE_S)
-    after, elapsed_s = _cpu_s(), time.monotonic() - began_s
+    after, elapsed_s = cpu_s(), time.monotonic() - began_s
     return {
-        (f"{title} {pid}", parent): (after[pid, title, parent] - spent_s) / elapsed_s
-        for (pid, title, parent), spent_s in before.items()
-        if (pid, title, parent) in after
+        process: (after[process] - spent_s) / elapsed_s
+        for process, spent_s in before.items()
+        if process in after
     }
 
 
-def _cpu_s() -> dict[tuple[int, str, int], float]:
+def cpu_s() -> dict[Process, float]:
+    """Return the CPU-seconds that sessions' processes and the outsider's have used."""
     spent = {}
-    for process in psutil.process_iter(["cmdline", "ppid", "cpu_times"]):
+    for process in psutil.process_iter(["cmdline", "environ", "cpu_times"]):
         title = " ".join(process.info["cmdline"] or ())
-        if title.startswith(("ray::AgentSession", OUTSIDER)):
+        # While it runs a method, Ray titles a process `ray::AgentSession.deliver`.
+        if title.startswith((SESSION, OUTSIDER)):
+            found = Process(
+                pid=process.pid,
+                outside=title.startswith(OUTSIDER),
+                raylet=processes.raylet(process.info["environ"]),
+            )
             times = process.info["cpu_times"]
-            # While it runs a method, Ray titles a process `ray::AgentSession.deliver`.
-            name = title.split()[0].partition(".")[0]
-            spent[process.pid, name, process.info["ppid"]] = times.user + times.system
+            spent[found] = times.user + times.system
     return spent
 
 
 def _busiest_over_mean(
-    sessions: Iterable[tuple[int, float]], nodes: list[int], outside: dict[int, float]
+    sessions: Iterable[tuple[str, float]], nodes: list[str], outside: dict[str, float]
 ) -> float:
     load = dict.fromkeys(nodes, 0.0) | outside
     for node, used in sessions:

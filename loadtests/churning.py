@@ -44,8 +44,8 @@ async def churn(here: world.World) -> list[figures.Figure]:
             value,
             floor=floor,
             target=0.2,
-            against=f"{ACTORS} stock Ray actors, create, call, kill; both {AT_ONCE} at a time and "
-            "less the machine's CPU of as long a time idle",
+            against=f"{ACTORS} stock Ray actors, create, call, kill; {ray_actors.STARTED_BY_US}; "
+            f"both {AT_ONCE} at a time and less the machine's CPU of as long a time idle",
         )
     ]
 

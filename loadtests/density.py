@@ -3,7 +3,16 @@
 import functools
 from collections.abc import Sequence
 
-from loadtests import figures, machine, ray_actors, slot_stock, waiting, waking, world
+from loadtests import (
+    figures,
+    machine,
+    processes,
+    ray_actors,
+    slot_stock,
+    waiting,
+    waking,
+    world,
+)
 
 LIVE, ACTORS = 200, 60
 #: Brought up at a time.
@@ -25,15 +34,17 @@ async def memory(
     Raises:
         RuntimeError: sessions were evicted before they were counted.
     """
-    await here.introduce(agent)
     await slot_stock.empty(here)
     await ray_actors.warm_up(imports)
     before = await machine.available_bytes()
     started = await ray_actors.start_many(actors, imports, AT_ONCE)
     floor = (before - await machine.available_bytes()) / actors / 1e6
     await ray_actors.end_all(started)
-    sessions = [await here.session(agent) for _ in range(live)]
+    # Those of earlier scenarios. What the sessions need is started for them, and counted.
+    processes.end_fork_servers()
     before = await machine.available_bytes()
+    await here.introduce(agent)
+    sessions = [await here.session(agent) for _ in range(live)]
     turns = [functools.partial(session.send, world.MESSAGE) for session in sessions]
     await waiting.few_at_a_time(turns, AT_ONCE)
     # Slots in stock are no live sessions.
@@ -49,5 +60,6 @@ async def memory(
         floor=floor,
         target=target,
         against=f"{actors} stock Ray actors with the agent's imports; both as differences of the "
-        "machine's available memory",
+        "machine's available memory; all that is there for the sessions is counted, fork servers "
+        "included",
     )

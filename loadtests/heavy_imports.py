@@ -1,6 +1,6 @@
 """Agents that import pandas and matplotlib."""
 
-from loadtests import density, figures, waking, world
+from loadtests import density, figures, ray_actors, waking, world
 
 AGENT, IMPORTS = "analyst", ("bench_analyst",)
 WAKES, ACTORS = 20, 6
@@ -17,7 +17,10 @@ async def pandas(here: world.World) -> list[figures.Figure]:
             figures.p50(taken.wakes) * 1000,
             floor=figures.p50(taken.actors) * 1000,
             target=0.02,
-            against=f"p50 of {ACTORS} stock Ray actors that import pandas and matplotlib",
+            against=f"p50 of {ACTORS} stock Ray actors that import pandas and matplotlib; "
+            f"{ray_actors.STARTED_BY_US}; left out: {len(taken.missed)} wakes placed where no slot "
+            "was",
         ),
+        *waking.all_wakes("wake, agent imports pandas", taken),
         await density.memory(here, AGENT, IMPORTS, live=LIVE, actors=LIVE_ACTORS, target=0.25),
     ]

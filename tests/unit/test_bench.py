@@ -1,9 +1,15 @@
 """The benchmark's own arithmetic and waiting: what it says must be what it measured."""
 
 import asyncio
+import contextlib
+import os
 import pathlib
+import random
+import signal
+import subprocess
 import sys
 import types
+from collections.abc import Iterator
 
 import msgspec
 import pytest
@@ -13,7 +19,18 @@ from torpor.testing import valkey
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))
 
-from loadtests import bench, figures, machine, plain_chain, slot_stock, soak, waiting
+from loadtests import (
+    balance,
+    bench,
+    figures,
+    machine,
+    plain_chain,
+    processes,
+    slot_stock,
+    soak,
+    waiting,
+    waking,
+)
 
 
 def test_p99_leaves_one_of_a_hundred_above() -> None:
@@ -157,6 +174,90 @@ async def test_missing_slot_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(slot_stock, "REFILL_TIMEOUT_S", 0.0)
     with pytest.raises(RuntimeError, match="node a has a slot"):
         await slot_stock.steady(Operators([("a", 0, False)]), on="a")
+
+
+def measured(raylets: list[str], cores: float = 0.1) -> dict[balance.Process, float]:
+    """Return sessions spread evenly over the nodes of these raylets, and an outsider on the first.
+
+    Each session uses so many cores, and the outsider as many as a node's sessions do.
+    """
+    nodes = len(raylets)
+    found = {
+        balance.Process(pid=pid, outside=False, raylet=raylets[pid % nodes]): cores
+        for pid in range(balance.SESSIONS)
+    }
+    outsider = balance.Process(pid=balance.SESSIONS, outside=True, raylet=raylets[0])
+    return found | {outsider: cores * balance.SESSIONS / nodes}
+
+
+def test_load_is_that_of_nodes() -> None:
+    """The node with the outsider carries twice what each of the two others does."""
+    row = balance.row(measured(["7", "8", "9"]), random.Random(7))
+    assert row.value == pytest.approx(2 / (4 / 3))
+    assert "CPU of sessions 6.00 cores, outside 2.00" in row.against
+
+
+@pytest.mark.parametrize("raylets", [["7", "8"], ["7", "8", "9", ""]])
+def test_load_of_other_nodes_than_there_are_is_no_figure(raylets: list[str]) -> None:
+    """A node that is missing, or a process of none, would make the mean another one."""
+    with pytest.raises(RuntimeError, match=f"on {len(raylets)} nodes"):
+        balance.row(measured(raylets), random.Random(7))
+
+
+@contextlib.contextmanager
+def running(title: str, raylet: int, program: str) -> Iterator["subprocess.Popen[str]"]:
+    """Run Python code under a title, in the environment of a raylet's worker."""
+    with subprocess.Popen(
+        [title, "-c", program],
+        executable=sys.executable,
+        env={**os.environ, processes.RAYLET: str(raylet)},
+        stdout=subprocess.PIPE,
+        stdin=subprocess.PIPE,
+        text=True,
+    ) as process:
+        yield process
+        process.kill()
+
+
+def test_forked_process_is_of_its_servers_raylet() -> None:
+    """Whatever a child makes of its environment, the machine shows that of the server's start."""
+    program = (
+        "import os, sys\n"
+        "child = os.fork()\n"
+        "if child: print(child, flush=True)\n"
+        "else: os.environ.clear()\n"
+        "sys.stdin.read()\n"
+    )
+    with running(balance.SESSION, 123, program) as server:
+        assert server.stdout is not None
+        child = int(server.stdout.readline())
+        found = {each.pid: each for each in balance.cpu_s()}
+        assert found[child] == balance.Process(pid=child, outside=False, raylet="123")
+
+
+def test_fork_servers_of_others_are_left_alone(tmp_path: pathlib.Path) -> None:
+    """Only those end whose raylet this process started."""
+    path = tmp_path / "raylet"
+    path.symlink_to("/bin/sleep")
+    program = "import sys; print(flush=True); sys.stdin.read() # fork_server.main()"
+    with subprocess.Popen([path, "60"]) as raylet:
+        with running("ours", raylet.pid, program) as ours, running("other", 1, program) as other:
+            for server in (ours, other):
+                assert server.stdout is not None
+                server.stdout.readline()
+            processes.end_fork_servers()
+            assert ours.wait(10) == -signal.SIGKILL
+            assert other.poll() is None
+        raylet.kill()
+
+
+def test_no_wake_is_left_unsaid() -> None:
+    """Wakes without a slot are in rows of their own beside those that had one."""
+    taken = waking.Samples(wakes=[0.01] * 98, missed=[0.5, 0.6])
+    middle, worst = waking.all_wakes("wake", taken)
+    assert (middle.name, middle.value, middle.target) == ("wake, all of them, p50 of 100", 10, None)
+    assert worst.value == 500
+    assert worst.against.startswith("2 of them")
 
 
 def test_plain_chain_commits_and_is_fenced(store_server: valkey.Server) -> None:
