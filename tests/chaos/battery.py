@@ -50,10 +50,18 @@ ANY = "*"
 _POLL_S = 0.05
 
 
+class Failure(msgspec.Struct, frozen=True, kw_only=True):
+    """What a fault raised."""
+
+    why: str
+    #: Whether it judged the system: that holds, whoever stood beside it.
+    verdict: bool
+
+
 class Episode(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One line of `faults.jsonl`: what stood when, on the clock of the operations."""
 
-    #: (name, run, why it failed or empty).
+    #: (name, run, what it raised or empty).
     faults: tuple[tuple[str, int, str], ...]
     begun_s: float
     healed_s: float
@@ -155,7 +163,7 @@ class Battery:
         found += await self._verify(accounts)
         episode = Episode(
             faults=tuple(
-                (turn.fault.name, turn.run, failure)
+                (turn.fault.name, turn.run, failure.why if failure else "")
                 for turn, failure in zip(step.turns, failures, strict=True)
             ),
             begun_s=begun_s,
@@ -173,8 +181,8 @@ class Battery:
             return None
         return time.monotonic() - healed_s
 
-    async def _break(self, turn: schedule.Turn) -> str:
-        """Break, let it stand, and heal; returns why that failed, empty if it did not."""
+    async def _break(self, turn: schedule.Turn) -> Failure | None:
+        """Break, let it stand, and heal; returns what went wrong with that, if anything did."""
         name = f"{self._seed}/{turn.fault.name}/{turn.run}"
         leases = random.Random(f"{name}/stands").uniform(*STANDS_LEASES[turn.fault.cost])
         watch = self.measures.watch(turn, leases * self._world.lease_ttl_ms / 1000)
@@ -195,8 +203,11 @@ class Battery:
             # Whatever it is: the run goes on, and the row says so.
             if not excused:
                 self._excuse(turn.fault, damaged, since_s=begun_s)
-            return f"run {turn.run}: {type(error).__name__}: {error}"
-        return ""
+            return Failure(
+                why=f"run {turn.run}: {type(error).__name__}: {error}",
+                verdict=isinstance(error, fault.Wrong),
+            )
+        return None
 
     def _excuse(self, which: fault.Fault, damaged: int, *, since_s: float) -> None:
         """Tell the checker what may be lost now, provided that it is reported."""
@@ -335,17 +346,17 @@ class Battery:
         self,
         step: schedule.Step,
         accounts: Sequence[report.Account],
-        failures: Sequence[str],
+        failures: Sequence[Failure | None],
     ) -> list[schedule.Turn]:
         again = []
         for turn, account, failure in zip(step.turns, accounts, failures, strict=False):
-            if not failure:
+            if failure is None:
                 account.runs += 1
-            elif len(step.turns) > 1:
-                again.append(turn)
+            elif failure.verdict or len(step.turns) == 1:
+                account.errors.append(failure.why)
+                self._warn(f"{turn.fault.name}: {failure.why}, seed {self._seed}")
             else:
-                account.errors.append(failure)
-                self._warn(f"{turn.fault.name}: {failure}")
+                again.append(turn)
         return again
 
     def _keep(self, step: schedule.Step, violations: Sequence[Violation]) -> None:

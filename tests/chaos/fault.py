@@ -3,6 +3,9 @@
 A new fault is an async generator function under `@fault(name, cost=…)`: what is before its `yield`
 breaks, what is after it heals. It gets the world and an rng.
 
+A fault that cannot be brought about raises whatever it likes, and is tried again alone if it stood
+in company. One that judges the system raises `Wrong`, which holds in any company.
+
 The battery drives it to its end also when the run is broken off. Everything that is chosen comes
 from `rng`, so that a seed brings the same choices again.
 """
@@ -17,6 +20,10 @@ import msgspec
 from world import World
 
 Inject = Callable[[World, random.Random], AsyncIterator[None]]
+
+
+class Wrong(Exception):
+    """A fault's verdict: the system did what it never may."""
 
 
 class Cost(enum.StrEnum):

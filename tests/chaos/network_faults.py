@@ -38,9 +38,12 @@ async def head_lost(world: World, rng: random.Random) -> AsyncIterator[None]:
         await world.settled()
 
 
-@fault("power failure everywhere", cost=Cost.EXPENSIVE)
-async def power_failure(world: World, rng: random.Random) -> AsyncIterator[None]:
-    """Head, nodes and the sessions' store die in one moment, and are started again."""
+@fault("everything killed at once", cost=Cost.EXPENSIVE)
+async def everything_killed(world: World, rng: random.Random) -> AsyncIterator[None]:
+    """Head, nodes and the sessions' store die in one moment, and are started again.
+
+    No power failure: the page cache lives on, so what was written and not synced is still there.
+    """
     everything = [world.kill_node(name) for name in world.nodes]
     await asyncio.gather(*everything, world.kill_head(), world.stores.kill_primary())
     try:

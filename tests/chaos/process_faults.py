@@ -89,9 +89,8 @@ async def slots_in_stock_killed(world: World, rng: random.Random) -> AsyncIterat
 
 async def _kill_some(find: Callable[[], Awaitable[list[int]]], rng: random.Random) -> None:
     """Kill some of the processes that there are, at least one, after waiting for one."""
-    await eventually.assert_eventually(find, REACHED_TIMEOUT_S)
-    pids = sorted(await find())
-    for pid in rng.sample(pids, rng.randint(min(1, len(pids)), len(pids))):
+    pids = sorted(await victims.found(find, REACHED_TIMEOUT_S))
+    for pid in rng.sample(pids, rng.randint(1, len(pids))):
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
         await machine.dies(pid)
@@ -130,11 +129,10 @@ async def _fired(world: World, point: probes.Point) -> list[int]:
         AssertionError: nobody came.
     """
 
-    async def broke() -> bool:
-        return bool(world.probes.fired(point))
+    async def broke() -> list[int]:
+        return world.probes.fired(point)
 
-    await eventually.assert_eventually(broke, REACHED_TIMEOUT_S)
-    return world.probes.fired(point)
+    return await victims.found(broke, REACHED_TIMEOUT_S)
 
 
 @fault("owner frozen before its commit, taken over, thawed", cost=Cost.EXPENSIVE)
@@ -152,6 +150,8 @@ async def stale_owner_commits(world: World, rng: random.Random) -> AsyncIterator
     frozen = [each for each in await world.residents() if each.pid in pids]
     agents = [pid for each in frozen for pid in world.nodes[each.node].find(machine.Role.AGENT)]
     try:
+        if not frozen:
+            raise RuntimeError(f"of the processes {pids}, frozen at {point}, none holds a session")
         for pid in agents:
             world.signal(pid, signal.SIGSTOP)
         for each in frozen:

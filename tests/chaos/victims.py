@@ -6,7 +6,8 @@ import contextlib
 import pathlib
 import random
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import TypeVar
 
 import residents
 import torpor
@@ -15,9 +16,29 @@ from torpor.storage import records
 from torpor.testing import eventually
 from world import World
 
+Item = TypeVar("Item")
+
 #: Under load there is a resident session, or soon will be.
 TIMEOUT_S = 30.0
 _EVICT_TIMEOUT_S = 10.0
+
+
+async def found(look: Callable[[], Awaitable[list[Item]]], timeout_s: float) -> list[Item]:
+    """Return what a look finds, after waiting for one that finds something.
+
+    To look once more might find nothing again.
+
+    Raises:
+        AssertionError: there is nothing within `timeout_s`.
+    """
+    seen: list[Item] = []
+
+    async def something() -> bool:
+        seen[:] = await look()
+        return bool(seen)
+
+    await eventually.assert_eventually(something, timeout_s)
+    return seen
 
 
 async def session(world: World, rng: random.Random) -> residents.Resident:
@@ -26,8 +47,8 @@ async def session(world: World, rng: random.Random) -> residents.Resident:
     Raises:
         AssertionError: there is none within `TIMEOUT_S`.
     """
-    await eventually.assert_eventually(world.residents, TIMEOUT_S)
-    return rng.choice(sorted(await world.residents(), key=lambda each: each.session))
+    there = await found(world.residents, TIMEOUT_S)
+    return rng.choice(sorted(there, key=lambda each: each.session))
 
 
 def node(world: World, rng: random.Random) -> str:

@@ -167,6 +167,27 @@ async def test_a_fault_that_fails_in_company_is_tried_alone(run: Run) -> None:
     assert ran.row("other").runs == 1
 
 
+async def test_a_verdict_holds_in_company(run: Run, tmp_path: pathlib.Path) -> None:
+    """What a fault saw go wrong is an error of its row, also if it does not come again alone."""
+    tries = []
+
+    @contextlib.asynccontextmanager
+    async def strict(_world: World, _rng: random.Random) -> AsyncIterator[None]:
+        tries.append(1)
+        if len(tries) == 1:
+            raise fault.Wrong("nonsense was answered with INTERNAL")
+        yield
+
+    ran = await run(a_fault("strict", inject=strict), a_fault("other"), together=True)
+    assert len(tries) == 1
+    (why,) = ran.row("strict").errors
+    assert "INTERNAL" in why
+    assert not ran.row("strict").held
+    assert any("INTERNAL" in line for line in ran.said)
+    assert ran.row("other").held
+    assert "INTERNAL" in (tmp_path / "faults.jsonl").read_text()
+
+
 async def test_a_fault_that_never_heals_ends_the_run(run: Run) -> None:
     """It violates I6, and nothing further is broken."""
 

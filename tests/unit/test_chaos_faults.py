@@ -1,12 +1,15 @@
-"""What the battery's faults do to storage, requests and clocks, without a deployment around."""
+"""What the battery's faults do to storage, requests, processes and clocks, without a deployment around."""
 
+import asyncio
 import os
 import pathlib
 import random
+import signal
 import subprocess
 import sys
 import textwrap
 import time
+import types
 from collections.abc import Iterator
 
 import grpc
@@ -19,6 +22,8 @@ from torpor.testing import served_gateway
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "chaos"))
 
 import damage
+import fault
+import process_faults
 import request_faults
 import storage_faults
 import wall_clock
@@ -143,8 +148,56 @@ def test_burst_that_loses_or_repeats_something_is_seen() -> None:
     request_faults.check_burst(answers, ["ok"])
     request_faults.check_burst(answers, ["ok", "lost"])
     for wrong in ([], ["ok", "ok"], ["ok", "full"], ["ok", "lost", "lost"]):
-        with pytest.raises(AssertionError, match="times"):
+        with pytest.raises(fault.Wrong, match="times"):
             request_faults.check_burst(answers, wrong)
+
+
+def test_only_an_answer_is_judged() -> None:
+    """A gateway that takes nonsense, or fails over it, is wrong; one that is away may be broken."""
+    request_faults.check_refusal(grpc.StatusCode.INVALID_ARGUMENT, "here")
+    for wrong in (grpc.StatusCode.OK, grpc.StatusCode.INTERNAL):
+        with pytest.raises(fault.Wrong, match="here"):
+            request_faults.check_refusal(wrong, "here")
+    for away in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
+        with pytest.raises(RuntimeError, match="not answered"):
+            request_faults.check_refusal(away, "here")
+
+
+async def test_those_are_killed_that_were_found() -> None:
+    """A second look might find nobody, and the fault would break nothing."""
+    process = await asyncio.create_subprocess_exec("sleep", "60")
+    looks = [[], [process.pid]]
+
+    async def find() -> list[int]:
+        return looks.pop(0) if looks else []
+
+    await process_faults._kill_some(find, random.Random(7))
+    assert await process.wait() == -signal.SIGKILL
+
+
+async def test_a_commit_that_freezes_nobody_is_no_run(tmp_path: pathlib.Path) -> None:
+    """Whoever was frozen holds no session: that is said, and it goes on."""
+    signals = []
+
+    async def nobody() -> list[None]:
+        return []
+
+    async def settled() -> None:
+        signals.append("settled")
+
+    world = types.SimpleNamespace(
+        probes=types.SimpleNamespace(
+            arm=lambda *_: None, disarm=lambda _: None, fired=lambda _: [12]
+        ),
+        residents=nobody,
+        settled=settled,
+        signal=lambda *what: signals.append(what),
+    )
+    frozen = fault.FAULTS["owner frozen before its commit, taken over, thawed"]
+    with pytest.raises(RuntimeError, match="none holds a session"):
+        async with frozen.inject(world, random.Random(7)):
+            pass
+    assert signals == [(12, signal.SIGCONT), "settled"]
 
 
 def test_clock_of_python_programs_jumps_while_they_run(tmp_path: pathlib.Path) -> None:

@@ -37,7 +37,7 @@ WITHOUT_EFFECT = (
 AGENT = "witness"
 #: Attempts and the waits between them, which span more than a node's lease.
 POLICY = client.Policy(attempts_max=8, first_s=0.1, most_s=2.0)
-#: Of one attempt; the next one asks another gateway.
+#: Of one attempt; the next one asks another gateway, if there is another.
 ATTEMPT_TIMEOUT_S = 20.0
 
 Ask = Callable[[client.Client], Awaitable["Told"]]
@@ -207,10 +207,11 @@ class Client:
         Raises:
             TorporError: what the last gateway said, after as many tries as an operation has.
         """
-        failures = 0
+        failures, gateway = 0, ""
         while True:
             begun_s = self._recorder.now_s()
-            handle = (await self._to(self._choose(""))).sessions.handle(session)
+            gateway = self._choose(last=gateway)
+            handle = (await self._to(gateway)).sessions.handle(session)
             try:
                 return Reading(
                     events=[event async for event in handle.events(after_seq)], begun_s=begun_s
@@ -258,7 +259,7 @@ class Client:
         """
         token = ids.random_id("t")
         begun = self._begin(Kind.FOREIGN, session, token=token)
-        handle = (await self._to(self._choose(gateway))).sessions.handle(session)
+        handle = (await self._to(gateway or self._choose())).sessions.handle(session)
         refusals: list[errors.TorporError] = []
         for attempt in (
             handle.get(timeout_s=self._attempt_timeout_s),
@@ -306,7 +307,8 @@ class Client:
                 attempts += 1
                 # Whatever breaks this attempt off, it may have had its effect.
                 before, certain = certain, False
-                gateway = self._choose(gateway if attempts == 1 else "")
+                if attempts > 1 or not gateway:
+                    gateway = self._choose(last=gateway)
                 try:
                     told = await ask(await self._to(gateway))
                 except errors.TorporError as error:
@@ -346,8 +348,10 @@ class Client:
         self.versions[session] = int(error.ids["version"])
         return Told(reply=Reply(version=self.versions[session]))
 
-    def _choose(self, gateway: str) -> str:
-        return gateway or random.choice(self.gateways)  # noqa: S311 - which one matters to nobody
+    def _choose(self, last: str = "") -> str:
+        """Return a gateway, another than the last one if there is another."""
+        others = [each for each in self.gateways if each != last]
+        return random.choice(others or self.gateways)  # noqa: S311 - which one matters to nobody
 
     async def _to(self, gateway: str) -> client.Client:
         if gateway not in self._connected:
