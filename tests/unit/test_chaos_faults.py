@@ -1,4 +1,4 @@
-"""What the battery's faults do to storage, requests, processes and clocks, without a deployment around."""
+"""What the battery's faults do to storage, requests, processes and clocks, without a deployment."""
 
 import asyncio
 import os
