@@ -9,6 +9,7 @@ worker that was asked for.
 """
 
 import contextlib
+import fcntl
 import gc
 import importlib
 import json
@@ -18,6 +19,7 @@ import random
 import selectors
 import signal
 import socket
+import stat
 import sys
 import time
 import traceback
@@ -39,6 +41,12 @@ BACKLOG = 128
 REQUEST_TIMEOUT_S = 2.0
 #: How often a server looks whether it is idle.
 _LOOK_EVERY_S = 5.0
+#: What forks would share that each takes for its own; what is none of these is a source of events.
+_SHARED = {
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFIFO: "a pipe",
+    stat.S_IFREG: "a file for writing",
+}
 #: In a child: what its server had imported.
 inherited: frozenset[str] = frozenset()
 #: Imported by every worker that has served a call, beside what its actor's module imports: what a
@@ -54,33 +62,38 @@ PRELOADED = (
 )
 
 
-def main() -> None:
+def main() -> NoReturn:
     """Import, listen, fork until the raylet is gone.
 
     The command line names the socket, and a descriptor that is held as long as this process is.
     """
+    code = 1
     path, lock = pathlib.Path(sys.argv[1]), int(sys.argv[2])
     os.set_inheritable(lock, False)
-    # `-c` looks into the current folder first, which in a child is the session's workspace.
-    sys.path[:] = [place for place in sys.path if place]
     failed = path.with_suffix(".failed")
     failed.unlink(missing_ok=True)
     try:
         made_for = msgspec.json.decode(os.environ.pop(worker_starter.RECIPE), type=recipe.Recipe)
-        preload(made_for)
         raylet = os.pidfd_open(int(os.environ["RAY_RAYLET_PID"]))
+        before = descriptors()
+        preload(made_for)
+        # Set by the starter, for imports that hang.
+        signal.setitimer(signal.ITIMER_REAL, 0)
         demand_one_thread()
+        demand_no_connection(before)
         path.unlink(missing_ok=True)
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
             listener.bind(str(path))
             listener.listen(BACKLOG)
             Server(listener, raylet).serve([lock])
+        code = 0
     except BaseException as error:
         traceback.print_exc()
         failed.write_text(f"the fork server ended: {type(error).__name__}: {error}")
-        raise
     finally:
         path.unlink(missing_ok=True)
+        # Whoever leaves in order waits for the threads that the agent may have started.
+        _exit(code)
 
 
 def preload(made_for: recipe.Recipe) -> None:
@@ -97,6 +110,32 @@ def demand_one_thread() -> None:
     threads = len(list(pathlib.Path("/proc/self/task").iterdir()))
     if threads != 1:
         raise RuntimeError(f"{threads} threads after all imports; only one can be forked")
+
+
+def descriptors() -> dict[int, str]:
+    """Return what each open descriptor leads to."""
+    found = {}
+    for link in pathlib.Path("/proc/self/fd").iterdir():
+        # That of the listing itself is closed by now.
+        with contextlib.suppress(FileNotFoundError):
+            found[int(link.name)] = str(link.readlink())
+    return found
+
+
+def demand_no_connection(before: dict[int, str]) -> None:
+    """Raise RuntimeError if more is open than before that sessions must not share.
+
+    They may share what is only read, and devices.
+    """
+    for descriptor, leads_to in sorted(descriptors().items() - before.items()):
+        mode = os.fstat(descriptor).st_mode
+        access = fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE
+        is_read = access == os.O_RDONLY and (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
+        if not is_read and not stat.S_ISCHR(mode):
+            kind = _SHARED.get(stat.S_IFMT(mode), "a source of events")
+            raise RuntimeError(
+                f"{kind} ({leads_to}) is open after all imports; all sessions would share it"
+            )
 
 
 class Server:
@@ -210,10 +249,7 @@ def become_worker(
     except BaseException:
         traceback.print_exc()
     finally:
-        with contextlib.suppress(Exception):
-            sys.stdout.flush()
-            sys.stderr.flush()
-        os._exit(code)
+        _exit(code)
 
 
 def run_worker(program: types.CodeType, arguments: list[str]) -> None:
@@ -223,6 +259,14 @@ def run_worker(program: types.CodeType, arguments: list[str]) -> None:
     module.__file__ = arguments[0]
     sys.modules["__main__"] = module
     exec(program, module.__dict__)  # noqa: S102
+
+
+def _exit(code: int) -> NoReturn:
+    """End now, whatever threads there are."""
+    with contextlib.suppress(Exception):
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(code)
 
 
 def _take_over(request: dict[str, Any]) -> None:

@@ -32,7 +32,8 @@ FORKED_BY = "TORPOR_FORKED_BY"
 CONTEXT_ARGUMENT = "--serialized-runtime-env-context="
 LANGUAGE_ARGUMENT = "--language="
 #: From a worker's start to its registration, a new server's imports included, on a busy machine. It
-#: leaves the stock path half of the minute that the raylet waits.
+#: leaves the stock path half of the minute that the raylet waits. A server whose imports take
+#: longer is killed: nobody waits for it any more.
 FORK_TIMEOUT_S = 30.0
 #: Libraries that start threads as they are imported, which no fork survives, are told not to: a
 #: node's processors are shared by many sessions. Who sets another number has no forks.
@@ -141,6 +142,7 @@ def connected(recipe: str, environment: dict[str, str], ends_s: float) -> Iterat
         NotForked: there is none, and will be none soon.
     """
     path = server_path(recipe, environment)
+    started = False
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as server:
         server.settimeout(_left_s(ends_s))
         while not _connects(server, path):
@@ -149,16 +151,18 @@ def connected(recipe: str, environment: dict[str, str], ends_s: float) -> Iterat
                 if _locks(lock.fileno()):
                     if _connects(server, path):
                         break
+                    # Perhaps it said so just now, as it ended.
+                    _demand_hope(path)
+                    if started:
+                        _give_up(path, "the fork server ended as it started, without a word")
                     # The lock that is held here counts, too.
                     if _servers(path.parent) > SERVERS_MAX:
                         raise NotForked(f"{SERVERS_MAX} fork servers run on this node already")
                     # The lock goes to the server, and with its end.
                     start_server(path, recipe, environment, lock.fileno())
+                    started = True
             if time.monotonic() > ends_s:
-                reason = "no fork server came up in time"
-                # Each that waits so long holds a start-up place, which other agents lack.
-                path.with_suffix(".failed").write_text(reason)
-                raise NotForked(reason)
+                _give_up(path, "no fork server came up in time")
             time.sleep(_LOOK_EVERY_S)
         yield server
 
@@ -168,16 +172,25 @@ def start_server(path: pathlib.Path, recipe: str, environment: dict[str, str], l
 
     Ray reads its settings from there when it is imported.
     """
-    # Not as a program: its children are to find the module that they come from.
+    # Not as a program: its children are to find the module that they come from. `-P`: nothing is
+    # imported from the current folder, which in a child is the session's workspace.
     run = "from torpor.actors.ray_compat import fork_server; fork_server.main()"
-    command = [sys.executable, "-c", run, str(path), str(lock)]
-    if os.fork():
+    command = [sys.executable, "-P", "-c", run, str(path), str(lock)]
+    if child := os.fork():
+        os.waitpid(child, 0)
         return
     try:
+        # Forked twice, so that it is no child of this process, which may become a session's.
+        if os.fork():
+            os._exit(0)
         os.setsid()
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        # What the raylet gave to this worker is not for the server and all its children.
+        os.closerange(3, lock)
+        os.closerange(lock + 1, os.sysconf("SC_OPEN_MAX"))
         os.set_inheritable(lock, True)
-        null = os.open(os.devnull, os.O_RDONLY)
-        os.dup2(null, 0)
+        # Stays set in the new program: imports that hang would hold the lock for ever.
+        signal.setitimer(signal.ITIMER_REAL, FORK_TIMEOUT_S)
         os.execve(  # noqa: S606
             sys.executable, command, ONE_THREAD | environment | {RECIPE: recipe}
         )
@@ -223,7 +236,7 @@ def send(to: socket.socket, frame: bytes, descriptors: list[int]) -> None:
 
 
 def receive(source: socket.socket, descriptors_max: int = 0) -> tuple[bytes, list[int]]:
-    """Return a frame, and the descriptors that came with it.
+    """Return a frame, and the descriptors that came with it; none stays open if it raises.
 
     Raises:
         EOFError: the other side has gone.
@@ -235,6 +248,20 @@ def receive(source: socket.socket, descriptors_max: int = 0) -> tuple[bytes, lis
     for level, kind, data in rights:
         if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
             descriptors.frombytes(data[: len(data) - len(data) % size])
+    try:
+        return _frame(source, head), list(descriptors)
+    except BaseException:
+        for descriptor in descriptors:
+            os.close(descriptor)
+        raise
+
+
+def _left_s(ends_s: float) -> float:
+    """Return what is left, for a timeout, which must not be nothing: that would mean no waiting."""
+    return max(0.01, ends_s - time.monotonic())
+
+
+def _frame(source: socket.socket, head: bytes) -> bytes:
     if len(head) < 4:
         raise EOFError
     length = int.from_bytes(head, "big")
@@ -246,12 +273,7 @@ def receive(source: socket.socket, descriptors_max: int = 0) -> tuple[bytes, lis
         if not piece:
             raise EOFError
         frame += piece
-    return bytes(frame), list(descriptors)
-
-
-def _left_s(ends_s: float) -> float:
-    """Return what is left, for a timeout, which must not be nothing: that would mean no waiting."""
-    return max(0.01, ends_s - time.monotonic())
+    return bytes(frame)
 
 
 def _connects(server: socket.socket, path: pathlib.Path) -> bool:
@@ -288,6 +310,15 @@ def _demand_hope(path: pathlib.Path) -> None:
         # A clock that is set back costs a late try, no more.
         if time.time() - failed.stat().st_mtime < FAILED_S:
             raise NotForked(failed.read_text())
+
+
+def _give_up(path: pathlib.Path, reason: str) -> NoReturn:
+    """Raise NotForked here, and for a while in others that would try.
+
+    Each that waits in vain holds a start-up place, which other agents lack.
+    """
+    path.with_suffix(".failed").write_text(reason)
+    raise NotForked(reason)
 
 
 if __name__ == "__main__":

@@ -1,21 +1,34 @@
 """The fork server and its starter, with real processes and without Ray's worker program."""
 
+import contextlib
 import fcntl
+import functools
+import io
 import json
+import multiprocessing
 import os
 import pathlib
+import select
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from typing import Any
 
+import psutil
 import pytest
 
-from torpor.actors.ray_compat import worker_starter
+from torpor.actors.ray_compat import fork_server, worker_starter
 
 FORKS = 200
+#: Until a server is up or has failed, on a slow machine that is busy.
+START_TIMEOUT_S = 60.0
+#: For what sessions must not share, and what they may.
+SHARED = functools.partial(pytest.raises, RuntimeError)
+HARMLESS = contextlib.nullcontext()
 CONTEXT = worker_starter.CONTEXT_ARGUMENT
 
 #: Serves forks that run a program of the test's; the raylet is the test itself.
@@ -42,7 +55,7 @@ print(json.dumps({
     "leader": os.getsid(0) == os.getpid(), "name": __name__,
     "sigterm": signal.getsignal(signal.SIGTERM) == signal.SIG_DFL,
     "sigpipe": signal.getsignal(signal.SIGPIPE) == signal.SIG_IGN,
-    "descriptors": sorted(int(name) for name in os.listdir("/proc/self/fd")),
+    "descriptors": len(os.listdir("/proc/self/fd")),
 }))
 """
 
@@ -92,9 +105,62 @@ class Server:
 @pytest.fixture
 def server(tmp_path: pathlib.Path) -> Iterator[Server]:
     """Yield a server whose raylet is this process."""
-    made = Server(tmp_path, os.getpid())
-    yield made
-    made.close()
+    with contextlib.closing(Server(tmp_path, os.getpid())) as made:
+        yield made
+
+
+@pytest.fixture
+def modules(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> pathlib.Path:
+    """Return a folder of agents' modules, for servers that this test has for itself."""
+    monkeypatch.setattr(worker_starter.tempfile, "gettempdir", lambda: str(tmp_path))
+    folder = tmp_path / "modules"
+    folder.mkdir()
+    return folder
+
+
+def _connected(
+    modules: pathlib.Path, name: str, timeout_s: float = START_TIMEOUT_S
+) -> contextlib.AbstractContextManager[socket.socket]:
+    """Connect as a starter does."""
+    agent = {"tenant": "t", "agent": "a", "version": 1, "import_path": f"{name}:A"}
+    recipe = json.dumps(agent | {"sys_path": [str(modules)]})
+    environment = dict(os.environ) | {"RAY_RAYLET_PID": str(os.getpid())}
+    return worker_starter.connected(recipe, environment, time.monotonic() + timeout_s)
+
+
+@contextlib.contextmanager
+def _serving(modules: pathlib.Path, name: str) -> Iterator[int]:
+    """Yield a server's process, held by a descriptor, and end it."""
+    with _connected(modules, name) as server:
+        process = os.pidfd_open(_server_pid(server))
+    try:
+        yield process
+    finally:
+        _kill(process)
+
+
+def _kill(process: int) -> None:
+    """End a process, which is nobody's child here, and close its descriptor."""
+    signal.pidfd_send_signal(process, signal.SIGKILL)
+    assert select.select([process], [], [], START_TIMEOUT_S)[0]
+    os.close(process)
+
+
+def _is_at_its_end(pipe: int) -> bool:
+    """Whether nobody holds the other end; closes this one."""
+    os.set_blocking(pipe, False)
+    with os.fdopen(pipe, "rb", buffering=0) as file:
+        return file.read(1) == b""
+
+
+def _server_pid(server: socket.socket) -> int:
+    option = server.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+    return int.from_bytes(option[:4], sys.byteorder)
+
+
+def _fails(modules: pathlib.Path, name: str, why: str, timeout_s: float = START_TIMEOUT_S) -> None:
+    with contextlib.ExitStack() as stack, pytest.raises(worker_starter.NotForked, match=why):
+        stack.enter_context(_connected(modules, name, timeout_s))
 
 
 def test_forks_draw_different_numbers(server: Server) -> None:
@@ -115,21 +181,15 @@ def test_a_child_is_what_the_raylet_would_have_started(
     assert environment.pop("LC_CTYPE", "C.UTF-8") == "C.UTF-8"
     assert environment == {"NAME": "value"}
     assert (child["folder"], child["arguments"]) == (str(tmp_path), ["worker.py", "--node"])
-    assert child["leader"]
-    assert child["sigterm"]
-    assert child["sigpipe"]
+    assert all(child[name] for name in ("leader", "sigterm", "sigpipe"))
     assert child["name"] == "__main__"
     # Its own three, the connection to the starter, and the folder being listed.
-    descriptors = child["descriptors"]
-    assert isinstance(descriptors, list)
-    assert len(descriptors) == 3 + 1 + 1
+    assert child["descriptors"] == 3 + 1 + 1
 
 
 def test_children_that_end_are_reaped(server: Server) -> None:
     """A server leaves no zombies behind."""
-    for _ in range(3):
-        server.fork()
-    last = server.fork()
+    last = [server.fork() for _ in range(4)][-1]
     # It reaps before it forks the next.
     server.fork()
     assert not pathlib.Path(f"/proc/{last['pid']}").exists()
@@ -184,72 +244,117 @@ def test_a_recipe_is_found_and_the_environment_is_the_workers() -> None:
     assert environment == {"C": "d", "A": "b", worker_starter.RECIPE: "{}"}
 
 
-def test_a_folder_of_somebody_else_is_not_used(
-    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.usefixtures("modules")
+def test_a_folder_of_somebody_else_is_not_used(tmp_path: pathlib.Path) -> None:
     """Who could put a socket there could have our workers do what he likes."""
-    monkeypatch.setattr(worker_starter.tempfile, "gettempdir", lambda: str(tmp_path))
     worker_starter.server_path("{}", {})
     (tmp_path / f"torpor-{os.getuid()}").chmod(0o777)
     with pytest.raises(worker_starter.NotForked, match="not ours alone"):
         worker_starter.server_path("{}", {})
 
 
-def test_a_server_that_cannot_start_is_not_waited_for(
-    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """An agent that cannot be imported is said once; the next workers start without asking."""
-    monkeypatch.setattr(worker_starter.tempfile, "gettempdir", lambda: str(tmp_path))
-    recipe = json.dumps(
-        {"tenant": "t", "agent": "a", "version": 1, "import_path": "no_such:A", "sys_path": []}
+@pytest.mark.parametrize(
+    ("source", "why"),
+    [
+        ("import no_such", "no_such"),
+        ("import signal, threading; threading.Thread(target=signal.pause).start()", "2 threads"),
+        ("import socket; connection = socket.socket()", r"a socket \(.*\) is open after all"),
+        ("import os; os._exit(1)", "without a word"),
+    ],
+)
+def test_a_server_that_cannot_be(source: str, why: str, modules: pathlib.Path) -> None:
+    """It is started once, says why, and ends; the agent's next workers start without waiting."""
+    told = modules / "told"
+    says = f"with open({str(told)!r}, 'a') as told:\n    told.write('x')\n"
+    (modules / "fails.py").write_text(says + source)
+    for _ in range(2):
+        _fails(modules, "fails", why)
+    assert told.read_text() == "x"
+    (lock,) = modules.parent.glob("*/*.lock")
+    with lock.open() as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+
+
+def test_a_server_that_hangs_is_waited_for_once(modules: pathlib.Path) -> None:
+    """An agent whose import does not end keeps the raylet's start-up places for one start only.
+
+    Its server is killed in the end: its timer is set, and is shortened here.
+    """
+    told = modules / "told"
+    os.mkfifo(told)
+    (modules / "hangs.py").write_text(
+        f"import signal; told = open({str(told)!r}, 'w')\n"
+        "print(signal.getitimer(signal.ITIMER_REAL)[0], file=told, flush=True)\n"
+        "signal.setitimer(signal.ITIMER_REAL, 0.1); signal.pause()"
     )
-    environment = dict(os.environ) | {"RAY_RAYLET_PID": str(os.getpid())}
     for _ in range(2):
-        with (
-            pytest.raises(worker_starter.NotForked, match="no_such"),
-            worker_starter.connected(recipe, environment, time.monotonic() + 60),
-        ):
-            pass
+        _fails(modules, "hangs", "no fork server came up", timeout_s=0)
+    # Until the server has ended.
+    assert 0 < float(told.read_text()) < worker_starter.FORK_TIMEOUT_S
 
 
-def test_a_server_that_hangs_is_waited_for_once(
-    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """An agent whose import does not end keeps the raylet's start-up places for one start only."""
-    monkeypatch.setattr(worker_starter.tempfile, "gettempdir", lambda: str(tmp_path))
-    started = []
-    monkeypatch.setattr(worker_starter, "start_server", lambda *asked: started.append(asked))
-    for _ in range(2):
-        with (
-            pytest.raises(worker_starter.NotForked, match="no fork server came up"),
-            worker_starter.connected("{}", {}, time.monotonic()),
-        ):
-            pass
-    assert len(started) == 1
+@pytest.mark.parametrize(
+    ("opened", "expected"),
+    [
+        (lambda _: socket.socket(), SHARED(match=r"^a socket \(")),
+        (lambda _: multiprocessing.Pipe(duplex=False)[0], SHARED(match=r"^a pipe \(")),
+        (lambda _: select.epoll(), SHARED(match="^a source of events .*eventpoll")),
+        (lambda path: io.FileIO(path, "a"), SHARED(match="^a file for writing .*/file")),
+        (sqlite3.connect, SHARED(match="^a file for writing .*/file")),
+        (lambda _: io.FileIO(__file__), HARMLESS),
+        (lambda _: io.FileIO(os.devnull, "w"), HARMLESS),
+    ],
+)
+def test_what_sessions_must_not_share(opened: Any, expected: Any, tmp_path: pathlib.Path) -> None:
+    """Two that talk over one connection get each other's answers; what is only read is no harm."""
+    before = fork_server.descriptors()
+    with contextlib.closing(opened(tmp_path / "file")), expected:
+        fork_server.demand_no_connection(before)
 
 
-def test_servers_are_bounded(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_has_nothing_of_its_starter(modules: pathlib.Path) -> None:
+    """It is no child of it, keeps none of the raylet's pipes open, and is timed no more.
+
+    That it is up says that nothing of what all agents import has opened a connection.
+    """
+    (modules / "timed.py").write_text("import signal; signal.setitimer(signal.ITIMER_REAL, 1)")
+    said, write_end = os.pipe()
+    os.set_inheritable(write_end, True)
+    children = psutil.Process().children()
+    with _serving(modules, "timed") as process:
+        os.close(write_end)
+        assert _is_at_its_end(said)
+        assert psutil.Process().children() == children
+        assert not select.select([process], [], [], 1.5)[0]
+
+
+@pytest.mark.parametrize("head", [b"\xff\xff\xff\xff", b"\x00\x00\x00\x05", b"\x00"])
+def test_what_came_with_a_broken_frame_is_closed(head: bytes) -> None:
+    """Requests that fail would use up the server's descriptors one by one."""
+    said, write_end = os.pipe()
+    one, other = socket.socketpair()
+    with one, other:
+        socket.send_fds(one, [head], [write_end])
+        os.close(write_end)
+        one.shutdown(socket.SHUT_WR)
+        with pytest.raises((ValueError, EOFError)):
+            worker_starter.receive(other, 3)
+    assert _is_at_its_end(said)
+
+
+def test_servers_are_bounded(modules: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A node of very many agents starts the rest of them as Ray does; dead servers do not count."""
-    monkeypatch.setattr(worker_starter.tempfile, "gettempdir", lambda: str(tmp_path))
     monkeypatch.setattr(worker_starter, "SERVERS_MAX", 2)
     started = []
     monkeypatch.setattr(worker_starter, "start_server", lambda *asked: started.append(asked))
     folder = worker_starter.server_path("{}", {}).parent
     locks = [(folder / f"fork-{number}.lock").open("a") for number in range(3)]
-
-    def connect(recipe: str, match: str) -> None:
-        with (
-            pytest.raises(worker_starter.NotForked, match=match),
-            worker_starter.connected(recipe, {}, time.monotonic()),
-        ):
-            pass
-
     for lock in locks[:2]:
         fcntl.flock(lock, fcntl.LOCK_EX)
-    connect("one", "2 fork servers")
+    _fails(modules, "one", "2 fork servers", timeout_s=0)
     assert not started
     locks[0].close()
-    connect("two", "came up in time")
+    _fails(modules, "two", "came up in time", timeout_s=0)
     assert len(started) == 1
     for lock in locks[1:]:
         lock.close()
@@ -268,45 +373,28 @@ def test_whatever_is_not_understood_is_left_to_ray(
 
 
 def test_the_current_folder_is_no_place_to_import_from(
-    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+    modules: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A child's is the session's workspace, where files lie that others have sent."""
-    monkeypatch.setattr(worker_starter.tempfile, "gettempdir", lambda: str(tmp_path))
-    told = tmp_path / "told.json"
-    (tmp_path / "teller.py").write_text(
-        f"import json, sys; json.dump(sys.path, open({str(told)!r}, 'w'))"
+    told, workspace = modules / "told", modules / "workspace"
+    workspace.mkdir()
+    (workspace / "torpor.py").write_text("raise SystemExit('imported from the current folder')")
+    (modules / "teller.py").write_text(
+        f"import json, pathlib, sys; pathlib.Path({str(told)!r}).write_text(json.dumps(sys.path))"
     )
-    recipe = {"tenant": "t", "agent": "a", "version": 1, "import_path": "teller:A"}
-    recipe_text = json.dumps(recipe | {"sys_path": [str(tmp_path)]})
-    environment = dict(os.environ) | {"RAY_RAYLET_PID": str(os.getpid())}
-    with worker_starter.connected(recipe_text, environment, time.monotonic() + 60) as server:
-        pid = _server_pid(server)
-    os.kill(pid, signal.SIGKILL)
-    os.waitpid(pid, 0)
-    path = json.loads(told.read_text())
-    assert str(tmp_path) in path
-    assert "" not in path
+    monkeypatch.chdir(workspace)
+    with _serving(modules, "teller"):
+        path = json.loads(told.read_text())
+    assert str(modules) in path
+    assert not {"", str(workspace)} & set(path)
 
 
-def test_starters_share_one_server(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_starters_share_one_server(modules: pathlib.Path) -> None:
     """The second finds the server of the first, and after its death a new one is started."""
-    monkeypatch.setattr(worker_starter.tempfile, "gettempdir", lambda: str(tmp_path))
-    recipe = json.dumps(
-        {"tenant": "t", "agent": "a", "version": 1, "import_path": "json:A", "sys_path": []}
-    )
-    environment = dict(os.environ) | {"RAY_RAYLET_PID": str(os.getpid())}
     pids = []
-    for _ in range(3):
-        with worker_starter.connected(recipe, environment, time.monotonic() + 60) as server:
+    for number in range(3):
+        with _connected(modules, "json") as server:
             pids.append(_server_pid(server))
-        if len(pids) == 2:
-            os.kill(pids[0], signal.SIGKILL)
-            os.waitpid(pids[0], 0)
-    os.kill(pids[2], signal.SIGKILL)
-    os.waitpid(pids[2], 0)
+        if number > 0:
+            _kill(os.pidfd_open(pids[-1]))
     assert pids[0] == pids[1] != pids[2]
-
-
-def _server_pid(server: socket.socket) -> int:
-    option = server.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
-    return int.from_bytes(option[:4], sys.byteorder)
