@@ -5,7 +5,7 @@ import fcntl
 import functools
 import io
 import json
-import multiprocessing
+import multiprocessing.connection
 import os
 import pathlib
 import select
@@ -142,7 +142,7 @@ def _serving(modules: pathlib.Path, name: str) -> Iterator[int]:
 def _kill(process: int) -> None:
     """End a process, which is nobody's child here, and close its descriptor."""
     signal.pidfd_send_signal(process, signal.SIGKILL)
-    assert select.select([process], [], [], START_TIMEOUT_S)[0]
+    assert multiprocessing.connection.wait([process], START_TIMEOUT_S)
     os.close(process)
 
 
@@ -325,7 +325,7 @@ def test_a_server_has_nothing_of_its_starter(modules: pathlib.Path) -> None:
         os.close(write_end)
         assert _is_at_its_end(said)
         assert psutil.Process().children() == children
-        assert not select.select([process], [], [], 1.5)[0]
+        assert not multiprocessing.connection.wait([process], 1.5)
 
 
 @pytest.mark.parametrize("head", [b"\xff\xff\xff\xff", b"\x00\x00\x00\x05", b"\x00"])
