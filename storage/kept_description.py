@@ -10,7 +10,6 @@ import functools
 import operator
 import pathlib
 import sys
-from collections.abc import Iterator
 
 import msgspec
 
@@ -81,7 +80,7 @@ def write(
     Raises:
         OSError: the disk refuses.
     """
-    entries = sum(len(below.entries) for below in _folders(tree))
+    entries = workspace_tree.names_below(tree)
     if entries > ENTRIES_MAX:
         return False
     head = Head(
@@ -122,12 +121,6 @@ def read(folder: pathlib.Path, key: records.SessionKey) -> workspace_tree.Folder
         return _unpacked(_decode(packed))
     except (OSError, msgspec.MsgspecError):
         return None
-
-
-def _folders(tree: workspace_tree.Folder) -> Iterator[workspace_tree.Folder]:
-    yield tree
-    for below in tree.folders.values():
-        yield from _folders(below)
 
 
 def _packed(tree: workspace_tree.Folder) -> _Folder:

@@ -39,9 +39,9 @@ class Draft(msgspec.Struct, kw_only=True):
 
     def has_links(self) -> bool:
         """Whether a file that differs has other names, too."""
-        return any(
-            workspace_tree.has_other_names(self.stamps.get(name)) for name in self.dirty
-        ) or any(isinstance(below, Draft) and below.has_links() for below in self.folders.values())
+        return workspace_tree.any_linked([self.stamps[name] for name in self.dirty]) or any(
+            isinstance(below, Draft) and below.has_links() for below in self.folders.values()
+        )
 
 
 class Scan:

@@ -5,8 +5,7 @@ With it the next snapshot reads nothing but what has changed since.
 
 import operator
 import os
-import stat
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 
 import msgspec
 
@@ -63,17 +62,21 @@ def settled(stamp: Stamp, now_ns: int) -> Stamp | None:
     return stamp if stamp[1] < now_ns - RACY_NS else None
 
 
-def has_other_names(stamp: Stamp | None) -> bool:
-    """Whether it is a file with hard links: it may change under names that are not looked at."""
-    return stamp is not None and stat.S_ISREG(stamp[4]) and stamp[5] > 1
+def names_below(folder: Folder) -> int:
+    """Count the files, links and folders in a folder and below it."""
+    return len(folder.entries) + sum(map(names_below, folder.folders.values()))
+
+
+def any_linked(stamps: Collection[Stamp]) -> bool:
+    """Whether one of these, none a folder's, has hard links, and so may change by another name."""
+    return sum(map(_links, stamps)) > len(stamps)
 
 
 def has_links(folder: Folder) -> bool:
-    """Whether files below a folder have hard links, and so may change under other names."""
-    stamps = list(filter(None, folder.stamps.values()))
-    below = list(filter(None, map(folder.stamps.get, folder.folders)))
-    links = sum(map(_links, stamps)) - sum(map(_links, below))
-    return links > len(stamps) - len(below) or any(map(has_links, folder.folders.values()))
+    """Whether `any_linked` is so of what is below a folder."""
+    below = folder.folders
+    stamps = [stamp for name, stamp in folder.stamps.items() if stamp and name not in below]
+    return any_linked(stamps) or any(map(has_links, below.values()))
 
 
 def paginate(

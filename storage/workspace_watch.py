@@ -67,7 +67,7 @@ class Watch:
     @classmethod
     def worth_having(cls, root: pathlib.Path, tree: workspace_tree.Folder) -> Self | None:
         """Return a watch; None if looks are cheap, files have links, or the kernel gives none."""
-        if _names(tree) < ENTRIES_MIN or workspace_tree.has_links(tree):
+        if workspace_tree.names_below(tree) < ENTRIES_MIN or workspace_tree.has_links(tree):
             return None
         try:
             return cls(root, tree)
@@ -133,10 +133,6 @@ def _events(data: bytes) -> Iterator[tuple[int, int]]:
         wd, mask, _, name_bytes = _EVENT.unpack_from(data, at)
         at += _EVENT.size + name_bytes
         yield wd, mask
-
-
-def _names(tree: workspace_tree.Folder) -> int:
-    return len(tree.entries) + sum(map(_names, tree.folders.values()))
 
 
 def _checked(result: int) -> int:

@@ -3,6 +3,7 @@
 import os
 import pathlib
 import time
+from collections.abc import Callable
 
 import pytest
 
@@ -206,20 +207,26 @@ def test_too_many_files_are_not_described(
     assert kept_description.head(slot) is None
 
 
-@pytest.fixture
-def looks(monkeypatch: pytest.MonkeyPatch) -> list[pathlib.Path]:
-    """Let every workspace be a large one; return a list that gets what is looked at."""
-    found: list[pathlib.Path] = []
+def _at_each_look(monkeypatch: pytest.MonkeyPatch, act: Callable[[pathlib.Path], object]) -> None:
+    """Let every workspace be a large one, and something happen before a look at it tells."""
     run = workspace_scan.Scan.run
 
     def look(
         scan: workspace_scan.Scan, root: pathlib.Path, known: workspace_tree.Folder
     ) -> workspace_tree.Folder | workspace_scan.Draft:
-        found.append(root)
-        return run(scan, root, known)
+        found = run(scan, root, known)
+        act(root)
+        return found
 
     monkeypatch.setattr(workspace_watch, "ENTRIES_MIN", 0)
     monkeypatch.setattr(workspace_scan.Scan, "run", look)
+
+
+@pytest.fixture
+def looks(monkeypatch: pytest.MonkeyPatch) -> list[pathlib.Path]:
+    """Let every workspace be a large one; return a list that gets what is looked at."""
+    found: list[pathlib.Path] = []
+    _at_each_look(monkeypatch, found.append)
     return found
 
 
@@ -270,21 +277,14 @@ def test_a_look_that_came_too_late_counts_for_nothing(
 ) -> None:
     """A session that wakes while its files are looked at has them looked at again."""
     old, new, last = (_slot(tmp_path, name) for name in ("old", "new", "last"))
-    monkeypatch.setattr(workspace_watch, "ENTRIES_MIN", 0)
     _leave(old, store)
-    run = workspace_scan.Scan.run
+    kept.keep(old, KEY)
 
-    def look(
-        scan: workspace_scan.Scan, root: pathlib.Path, known: workspace_tree.Folder
-    ) -> workspace_tree.Folder | workspace_scan.Draft:
-        found = run(scan, root, known)
-        monkeypatch.setattr(workspace_scan.Scan, "run", run)
+    def come_and_go(_: pathlib.Path) -> None:
         kept.take(KEY, new)
         kept.keep(new, KEY)
-        return found
 
-    kept.keep(old, KEY)
-    monkeypatch.setattr(workspace_scan.Scan, "run", look)
+    _at_each_look(monkeypatch, come_and_go)
     kept.look(KEY)
     assert kept.take(KEY, last)
     assert not (last / kept_workspaces.KEPT / kept_workspaces.LOOKED).exists()

@@ -126,18 +126,6 @@ async def test_another_users_process_is_sent_away(
         await lane_owner.open_lane(owner)
 
 
-async def test_connections_are_bounded(
-    owner: lane_owner.LaneOwner, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """One more than a process takes is sent away, and takes nothing from the others."""
-    monkeypatch.setattr(lane_server, "CONNECTIONS_MAX", 1)
-    way = await lane_owner.open_lane(owner)
-    with pytest.raises((errors.OwnerUnreachable, OSError)):
-        await lane_owner.open_lane(owner)
-    assert await way.call(DELIVER, b"hello", timeout_s=30) == b"hello"
-    way.close()
-
-
 async def test_calls_in_work_are_bounded(
     owner: lane_owner.LaneOwner, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -58,15 +58,16 @@ async def test_a_hello_that_was_heard_before_opens_nothing(owner: lane_owner.Lan
     writer.close()
 
 
-async def test_hellos_are_bounded(
-    owner: lane_owner.LaneOwner, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("bound", ["CONNECTIONS_MAX", "HELLOS_MAX"])
+async def test_connections_and_hellos_are_bounded(
+    owner: lane_owner.LaneOwner, monkeypatch: pytest.MonkeyPatch, bound: str
 ) -> None:
-    """What is remembered of them is; beyond it calls go by Ray."""
-    monkeypatch.setattr(lane_server, "HELLOS_MAX", 1)
+    """One more than a process takes is sent away, and takes nothing from the others."""
+    monkeypatch.setattr(lane_server, bound, 1)
     way = await lane_owner.open_lane(owner)
     with pytest.raises((errors.OwnerUnreachable, OSError)):
         await lane_owner.open_lane(owner)
-    assert await way.call(DELIVER, b"one", timeout_s=30) == b"one"
+    assert await way.call(DELIVER, b"hello", timeout_s=30) == b"hello"
     way.close()
 
 

@@ -11,6 +11,8 @@ from torpor.actors import lane_address, protocol, slot_stock, slots
 from torpor.storage import keyring, records
 from torpor.testing import store_samples
 
+KIND = slot_stock.Kind(tenant="acme", agent=store_samples.agent_version("notebook", "digest"))
+
 
 class Slot(slots.Slot):
     """A slot whose process is on paper."""
@@ -98,8 +100,7 @@ async def test_the_socket_of_a_process_that_was_killed_is_removed(
     monkeypatch.setattr(tempfile, "gettempdir", lambda: str(tmp_path))
     path = lane_address.socket_path(lane_address.sockets_folder(), "ab")
     path.touch()
-    kind = slot_stock.Kind(tenant="acme", agent=store_samples.agent_version("notebook", "digest"))
-    slot = Slot(kind, "actor", tmp_path / "slot")
+    slot = Slot(KIND, "actor", tmp_path / "slot")
     slot.lane = str(lane_address.LaneAddress(host="127.0.0.1", port=1, path=str(path)))
     slot.dead.set()
     await slot.discard()
@@ -112,8 +113,7 @@ async def test_a_process_that_does_not_die_is_named(
     """Also one that was never bound to a session."""
     monkeypatch.setattr(slots, "DEATH_TIMEOUT_S", 0.0)
     monkeypatch.setattr(slots.os, "kill", lambda *_: None)
-    kind = slot_stock.Kind(tenant="acme", agent=store_samples.agent_version("notebook", "digest"))
-    slot = slots.Slot(kind, "an-actor", tmp_path)
+    slot = slots.Slot(KIND, "an-actor", tmp_path)
     slot.pid = 1
     with pytest.raises(errors.OwnerUnreachable) as raised:
         await slot.kill()
