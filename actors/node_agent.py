@@ -3,13 +3,13 @@
 import asyncio
 import contextlib
 import functools
+import itertools
 import logging
 import os
 from collections.abc import Callable, Coroutine
 from typing import Any
 
 import psutil
-import ray
 
 from torpor import clock, deployment, errors, ids
 from torpor.actors import (
@@ -21,6 +21,7 @@ from torpor.actors import (
     protocol,
     remains,
     slot_board,
+    slot_process,
     slot_stock,
     slots,
 )
@@ -34,8 +35,6 @@ BEAT_S = 1.0
 CONCURRENCY_MAX = 256
 #: Workspaces of deleted sessions, and those that were kept long enough, are removed this often.
 TRIM_BEATS = 300
-#: A process whose claim the store has forgotten says what else is lost within this, or is killed.
-FORGOTTEN_GRACE_S = 5.0
 #: An agent that retires waits so long for turns under way; they run again elsewhere.
 RETIRE_S = 20.0
 
@@ -54,7 +53,7 @@ class NodeAgent:
         self._clock = clock.SystemClock()
         root_pid = os.getppid() if place.load_scope is deployment.LoadScope.NODE else None
         self._meter = load_meter.LoadMeter(cpus=cpus, root_pid=root_pid)
-        self._slots: dict[tuple[records.SessionKey, int], slots.Slot] = {}
+        self._slots: dict[tuple[records.SessionKey, int], slot_process.Slot] = {}
         #: What is being woken here, or waits for a permit.
         self._waking: list[tuple[records.SessionKey, int]] = []
         self._draining = False
@@ -68,6 +67,8 @@ class NodeAgent:
         self._in_office = False
         self._keeper: lease.LeaseKeeper
         self._store = redis_store.open(place)
+        #: Of the store, as of the last look for claims that it has forgotten.
+        self._connections_lost = 0
 
     async def start(self) -> str:
         """Take office; returns the incarnation. An agent that is in office stays as it is."""
@@ -174,7 +175,7 @@ class NodeAgent:
             await slot.kill()
             raise errors.NodeDraining(node=self._node_name)
         if self._draining:
-            self._spawn(self._evict(slot))
+            self._spawn(slot.evict())
         owner = records.Owner(
             node=self._node, incarnation=incarnation, actor=slot.actor, lane=slot.lane
         )
@@ -190,19 +191,30 @@ class NodeAgent:
         if slot is None or slot.dead.is_set():
             return
         if (await self._store.sessions.head(key)).epoch < epoch:
-            log.warning("forgotten by the store: %s", key, extra={"action": "forgotten"})
-            # Nobody else knows what is lost with its claim; it reports that as it leaves, under a
-            # new claim.
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._evict(slot), FORGOTTEN_GRACE_S)
-            await slot.kill()
+            await slot.make_way()
         if (await self._store.sessions.head(key)).epoch >= epoch:
             raise errors.Fenced(session=key.session)
 
-    def _on_death(self, slot: slots.Slot) -> None:
+    async def _look_for_forgotten(self) -> None:
+        """End the processes here whose claims the store has forgotten, if it may be another now.
+
+        A server that failed over to a replica closes the connections of the one before.
+        """
+        lost = self._store.connections_lost
+        if lost == self._connections_lost:
+            return
+        here = self._living()
+        forgotten = await asyncio.gather(
+            *(slot.is_forgotten(self._store.sessions) for slot in here)
+        )
+        for slot in itertools.compress(here, forgotten):
+            self._spawn(slot.make_way())
+        self._connections_lost = lost
+
+    def _on_death(self, slot: slot_process.Slot) -> None:
         self._spawn(self._lay_to_rest(slot))
 
-    async def _lay_to_rest(self, slot: slots.Slot) -> None:
+    async def _lay_to_rest(self, slot: slot_process.Slot) -> None:
         """Clear the owner, if it still is one, and remove what the process left on the node."""
         incarnation = self._incarnation
         # Not bounded by tries but by the lease: once it has lapsed, others take over without us.
@@ -227,7 +239,7 @@ class NodeAgent:
             if self._slots.get((slot.key, slot.epoch)) is slot:
                 del self._slots[slot.key, slot.epoch]
             slot.close()
-        await slots.clean(slot.folder)
+        await slot_process.clean(slot.folder)
         await disposal.aside(self._maker.kept.look, slot.key)
         await disposal.aside(self._maker.kept.trim)
 
@@ -247,6 +259,7 @@ class NodeAgent:
                 for candidate in self._leaving(self._reading):
                     self._spawn(self._by_name(candidate.slot).ask_to_leave())
                 await self._store.nodes.publish_load(self._load(self._reading))
+                await self._look_for_forgotten()
                 if self._beat % TRIM_BEATS == 0:
                     self._spawn(remains.forget_deleted(self._maker.kept, self._store.sessions))
             except errors.TorporError as error:
@@ -301,7 +314,9 @@ class NodeAgent:
             memory_bytes=psutil.virtual_memory().total,
         )
 
-    def _stuck(self, is_stuck: Callable[[slot_board.Activity, float], bool]) -> list[slots.Slot]:
+    def _stuck(
+        self, is_stuck: Callable[[slot_board.Activity, float], bool]
+    ) -> list[slot_process.Slot]:
         return [
             slot
             for slot in self._slots.values()
@@ -309,24 +324,14 @@ class NodeAgent:
             and is_stuck(activity, slot.agent.settings.turn_timeout_s)
         ]
 
-    def _by_name(self, name: str) -> slots.Slot:
+    def _living(self) -> list[slot_process.Slot]:
+        return [slot for slot in self._slots.values() if not slot.dead.is_set()]
+
+    def _by_name(self, name: str) -> slot_process.Slot:
         return next(slot for slot in self._slots.values() if slot.folder.name == name)
 
     async def _evict_all(self) -> None:
-        here = [slot for slot in self._slots.values() if not slot.dead.is_set()]
-        await asyncio.gather(*(self._evict(slot) for slot in here))
-
-    async def _evict(self, slot: slots.Slot) -> None:
-        """Ask a session to leave after what it has begun."""
-        request = protocol.Control(
-            epoch=slot.epoch,
-            verb=protocol.Verb.EVICT,
-            request_id=ids.random_id("evict"),
-            deadline_s=slot.agent.settings.turn_timeout_s,
-        )
-        # If it is dead or dying, its death is seen by other means.
-        with contextlib.suppress(ray.exceptions.RayError):
-            await slot.handle.control.remote(request)
+        await asyncio.gather(*(slot.evict() for slot in self._living()))
 
     # --- office -----------------------------------------------------------------------------------
 

@@ -62,12 +62,15 @@ class Ownership:
         self._clock = clock
         self._claim: records.Acquire
         self.checkpoints = checkpoints.Checkpoints(blobs, keys, agent)
+        #: As it was found, and as it is now.
+        self.claimed: records.Head
         self.head: records.Head
         #: What is remembered of requests: beside the hot tail, and of the last hour in cold
         #: segments.
         self.outcomes: dict[str, records.Outcome] = {}
         self._beside_hot: set[str] = set()
         self.history: history.History
+        self._newest: messages.Event | None = None
 
     async def claim(self, claim: records.Acquire) -> records.Acquired:
         """Become the owner.
@@ -81,7 +84,7 @@ class Ownership:
         """
         self._claim = claim
         acquired = await self._acquire(claim)
-        self.head = acquired.head
+        self.claimed = self.head = acquired.head
         self.history = history.History(self._store.sessions, self._blobs, claim.key)
         self.outcomes = dict(acquired.outcomes)
         self._beside_hot = set(acquired.outcomes)
@@ -328,9 +331,13 @@ class Ownership:
                 await self._clock.sleep(RESOLVE_PAUSE_S * (0.5 + random.random()))  # noqa: S311
                 continue
             landed = acquired.head.commit_id == commit.commit_id
-            known, self.head = self.head, acquired.head
-            if rollback.went_back(known, acquired.head):
-                raise await self._report_lost(known, acquired.head)
+            known, self.head = self._known(), acquired.head
+            if rollback.went_back(known.head, acquired.head):
+                # The claim was there still: it was taken from this very process.
+                lost = known.forgotten(acquired.head)
+                raise await rollback.report(
+                    self._store.sessions, acquired.head, lost, self._clock.now_ms()
+                )
             if landed:
                 return records.Committed(
                     version=acquired.head.version, next_seq=acquired.head.next_seq, duplicate=True
@@ -351,38 +358,29 @@ class Ownership:
 
     async def _versions_lost(self) -> errors.VersionsLost | None:
         """Return what was lost, None if the store is not behind this owner or cannot be asked."""
-        known = self.head
         with contextlib.suppress(errors.TorporError):
-            stored = await self._store.sessions.head(known.key)
-            if not rollback.went_back(known, stored):
-                return None
-            if stored.owner is None:
-                # The store went back to before the claim.
-                again = msgspec.structs.replace(
-                    self._claim,
-                    observed_epoch=stored.epoch,
-                    observed_incarnation="",
-                    nonce=ids.nonce(),
-                )
-                # Whoever asks is told all the same.
-                with contextlib.suppress(errors.TorporError):
-                    stored = self.head = (await self._acquire(again)).head
-            return await self._report_lost(known, stored)
+            return await rollback.look(
+                self._store, self.history, self._known(), self._claim_again, self._clock.now_ms()
+            )
         return None
 
-    async def _report_lost(self, known: records.Head, stored: records.Head) -> errors.VersionsLost:
-        return await rollback.report(
-            self._store.sessions,
-            known=known,
-            stored=stored,
-            mine=stored.nonce == self.head.nonce,
-            outcomes=self.outcomes,
-            at_ms=self._clock.now_ms(),
+    def _known(self) -> rollback.Known:
+        return rollback.Known(
+            claimed=self.claimed, head=self.head, newest=self._newest, outcomes=self.outcomes
         )
+
+    async def _claim_again(self, stored: records.Head) -> records.Head:
+        """Claim the session of a store that went back to before the claim."""
+        observed = {"observed_epoch": stored.epoch, "observed_incarnation": ""}
+        again = msgspec.structs.replace(self._claim, **observed, nonce=ids.nonce())
+        self.head = (await self._acquire(again)).head
+        return self.head
 
     def _mirror(self, commit: records.Commit, change: Change) -> None:
         if commit.checkpoint is not None and change.state is not None:
             self.checkpoints.committed(change.state)
+        if commit.events:
+            self._newest = msgspec.structs.replace(commit.events[-1], data={})
         self.outcomes.update(commit.outcomes)
         self._beside_hot.update(commit.outcomes)
         self.head = msgspec.structs.replace(

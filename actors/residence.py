@@ -20,6 +20,7 @@ from torpor.actors import (
     ownership,
     protocol,
     remains,
+    rollback,
     slot_board,
     stopwatch,
     turn_context,
@@ -168,6 +169,18 @@ class Residence:
             # It was handled before its acceptance was repeated; only the item is left to remove.
             again = ownership.Change(consumed=(request_id,), known={request_id: known})
             await self._commit(again)
+            return
+        if item.forgotten is not None:
+            lost = rollback.as_of(item.forgotten, self._owned.claimed)
+            draft = turn_context.Draft(type=messages.SESSION_RECOVERED, data=rollback.data(lost))
+            await self._commit(
+                ownership.Change(
+                    drafts=(draft,),
+                    request_id=request_id,
+                    body_digest=item.body_digest,
+                    consumed=(request_id,),
+                )
+            )
             return
         if self._owned.head.fruitless > limits.FRUITLESS_CLAIMS_MAX:
             error = errors.MessageGivenUp(session=self._key.session, request_id=request_id)

@@ -1,11 +1,8 @@
-"""The slots of one node: a folder, a process, one activation, then gone."""
+"""The slots of one node: how they are made, and bound to a session."""
 
 import asyncio
 import contextlib
 import logging
-import os
-import pathlib
-import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -15,161 +12,21 @@ import ray
 
 from torpor import clock, deployment, errors, ids
 from torpor.actors import (
-    disposal,
     lane_address,
     protocol,
     ray_compat,
     remains,
     session,
-    slot_board,
+    slot_process,
     slot_stock,
     stopwatch,
 )
-from torpor.storage import kept_workspaces, keyring, records, restore, store
+from torpor.storage import kept_workspaces, keyring, records, store
 
 log = logging.getLogger(__name__)
 
-#: A killed process is gone within milliseconds; past this it hangs in the kernel (a dead NFS
-#: server).
-DEATH_TIMEOUT_S = 10.0
-#: An owner that answers a ping within this lives.
-PING_TIMEOUT_S = 2.0
 #: A process that imports everything anew, on a machine that starts several.
 START_TIMEOUT_S = 60.0
-#: A session that is asked to leave does so within this, or is asked whether it lives.
-LEAVE_TIMEOUT_S = 30.0
-
-
-class Slot:
-    """One session process on this node, from its creation to the removal of what it left."""
-
-    def __init__(self, kind: slot_stock.Kind, actor: str, folder: pathlib.Path) -> None:
-        self.kind = kind
-        #: The Ray actor's name.
-        self.actor = actor
-        self.folder = folder
-        self.handle: Any = None
-        self.pid: int | None = None
-        #: Where the process listens; see `records.Owner`.
-        self.lane = ""
-        self.board: slot_board.SlotBoardReader | None = None
-        #: Whether it is being asked to leave.
-        self.leaving = False
-        #: Set once the process is proven dead.
-        self.dead = asyncio.Event()
-        #: Called once, with the process's death.
-        self.on_death: Callable[[Slot], None] = lambda _: None
-        # What it is bound to.
-        self.key: records.SessionKey
-        self.epoch = 0
-        self.nonce = ""
-
-    @property
-    def agent(self) -> records.AgentVersion:
-        """Whose sessions it is for."""
-        return self.kind.agent
-
-    @property
-    def lives(self) -> bool:
-        """Whether its process runs."""
-        return self.pid is not None and not self.dead.is_set()
-
-    def bind(
-        self, key: records.SessionKey, epoch: int, nonce: str, on_death: Callable[["Slot"], None]
-    ) -> None:
-        """Make it that activation's, for good."""
-        self.key, self.epoch, self.nonce, self.on_death = key, epoch, nonce, on_death
-
-    def watch(self) -> None:
-        """Have `on_death` called as soon as the process ends: the kernel tells, nobody polls."""
-        loop = asyncio.get_running_loop()
-        assert self.pid is not None  # noqa: S101 — for the type checker
-        try:
-            descriptor = os.pidfd_open(self.pid)
-        except ProcessLookupError:
-            loop.call_soon(self._died)
-            return
-
-        def ended() -> None:
-            loop.remove_reader(descriptor)
-            os.close(descriptor)
-            self._died()
-
-        loop.add_reader(descriptor, ended)
-
-    def _died(self) -> None:
-        self.dead.set()
-        self.on_death(self)
-
-    async def end(self) -> None:
-        """End its process, whatever it does."""
-        if self.handle is not None:
-            ray.kill(self.handle)
-        with contextlib.suppress(errors.OwnerUnreachable):
-            await self.kill()
-
-    async def discard(self) -> None:
-        """End it, and remove what it has."""
-        await self.end()
-        self.close()
-        await clean(self.folder)
-
-    def activity(self) -> slot_board.Activity | None:
-        """Return what its board says; None before there is one."""
-        if self.board is None:
-            self.board = slot_board.SlotBoardReader.open(self.folder / protocol.BOARD)
-        return None if self.board is None else self.board.read()
-
-    def close(self) -> None:
-        """Let its board go, and the socket that a process which was killed has left."""
-        if self.board is not None:
-            self.board.close()
-            self.board = None
-        if self.lane and self.dead.is_set():
-            lane_address.remove_socket(self.lane)
-
-    async def kill(self) -> None:
-        """End the process at once and await its death.
-
-        Raises:
-            OwnerUnreachable: it did not die within `DEATH_TIMEOUT_S`, so nothing may be assumed.
-        """
-        if self.pid is None or self.dead.is_set():
-            return  # the number may be another process's by now
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(self.pid, signal.SIGKILL)
-        try:
-            await asyncio.wait_for(self.dead.wait(), DEATH_TIMEOUT_S)
-        except TimeoutError:
-            raise errors.OwnerUnreachable(
-                f"process {self.pid} does not die", actor=self.actor
-            ) from None
-
-    async def answers(self) -> bool:
-        """Whether the process lives and is what it was started for."""
-        try:
-            epoch = await asyncio.wait_for(self.handle.ping.remote(), PING_TIMEOUT_S)
-        except (TimeoutError, ray.exceptions.RayError):
-            return False
-        return bool(epoch == self.epoch)
-
-    async def end_if_silent(self) -> None:
-        """Kill the process if it does not answer."""
-        if not await self.answers():
-            await self.kill()
-
-    async def ask_to_leave(self) -> None:
-        """Ask the session to leave unless it is busy; end a process that does not even say no."""
-        self.leaving = True
-        try:
-            leave = self.handle.leave.remote(protocol.Leave(epoch=self.epoch))
-            await asyncio.wait_for(leave, LEAVE_TIMEOUT_S)
-        except TimeoutError:
-            await self.end_if_silent()
-        except ray.exceptions.RayError:
-            return  # it is dead or dying; its death is seen by other means
-        finally:
-            self.leaving = False
 
 
 class SlotMaker:
@@ -191,7 +48,7 @@ class SlotMaker:
         self._node_name = node_name
         self._root = place.scratch / node_name / "slots"
         self._host = ray.util.get_node_ip_address() if place.lanes else ""
-        self.stock: slot_stock.Stock[Slot] = slot_stock.Stock(
+        self.stock: slot_stock.Stock[slot_process.Slot] = slot_stock.Stock(
             self.start, clock.SystemClock(), starts_max=place.activations_per_node_max
         )
         self.kept = kept_workspaces.KeptWorkspaces(
@@ -207,8 +64,8 @@ class SlotMaker:
         request: protocol.Activate,
         incarnation: str,
         nonce: str,
-        on_death: Callable[[Slot], None],
-    ) -> Slot:
+        on_death: Callable[[slot_process.Slot], None],
+    ) -> slot_process.Slot:
         """Take a slot and let it claim and load the session.
 
         Raises:
@@ -246,7 +103,7 @@ class SlotMaker:
                 raise
         return slot
 
-    async def _give_up(self, slot: Slot, claim: records.Acquire) -> None:
+    async def _give_up(self, slot: slot_process.Slot, claim: records.Acquire) -> None:
         """End a slot whose boot failed; the files that it was given stay on the node."""
         await slot.end()
         with contextlib.suppress(errors.TorporError):
@@ -260,9 +117,9 @@ class SlotMaker:
         if slot.dead.is_set():
             await asyncio.to_thread(remains.keep, self.kept, slot.folder, slot.key)
         slot.close()
-        await clean(slot.folder)
+        await slot_process.clean(slot.folder)
 
-    async def _take(self, kind: slot_stock.Kind, request: protocol.Activate) -> Slot:
+    async def _take(self, kind: slot_stock.Kind, request: protocol.Activate) -> slot_process.Slot:
         waits = not self.stock.has(kind)
         try:
             async with asyncio.timeout(request.deadline_s):
@@ -280,7 +137,7 @@ class SlotMaker:
             raise
         return slot
 
-    async def start(self, kind: slot_stock.Kind) -> Slot:
+    async def start(self, kind: slot_stock.Kind) -> slot_process.Slot:
         """Start a process that waits to be bound.
 
         Raises:
@@ -290,7 +147,7 @@ class SlotMaker:
         nonce = ids.nonce()
         name = f"{kind.tenant}.{kind.agent.name}.{kind.agent.version}.{nonce[:12]}"
         actor = protocol.slot_actor_name(self._node, nonce)
-        slot = Slot(kind, actor, self._root / name)
+        slot = slot_process.Slot(kind, actor, self._root / name)
         with _failures(kind.agent.name):
             try:
                 slot.folder.mkdir(parents=True)
@@ -309,7 +166,7 @@ class SlotMaker:
         self._tell_once(kind, prepared.not_forked)
         return slot
 
-    def _create(self, kind: slot_stock.Kind, slot: Slot) -> object:
+    def _create(self, kind: slot_stock.Kind, slot: slot_process.Slot) -> object:
         recipe = ray_compat.Recipe(
             tenant=kind.tenant,
             agent=kind.agent.name,
@@ -352,7 +209,7 @@ class SlotMaker:
     async def clean_leftovers(self) -> None:
         """Remove what earlier incarnations of this node left: processes first, then folders."""
         for folder in sorted(self._root.glob("*")):
-            await clean(folder)
+            await slot_process.clean(folder)
         await asyncio.to_thread(self.kept.clean_leftovers)
         await asyncio.to_thread(lane_address.clean_leftovers, lane_address.sockets_folder())
 
@@ -367,23 +224,3 @@ def _failures(whose: str) -> Iterator[None]:
             f"the session's process did not come up: {type(error).__name__}: {error}",
             session=whose,
         ) from error
-
-
-async def clean(folder: pathlib.Path) -> None:
-    """Kill what still works in a slot's folder, then remove the folder."""
-    await disposal.aside(_kill_below, folder)
-    # What resists is tried again when the node's agent starts.
-    with contextlib.suppress(OSError):
-        await disposal.aside(restore.discard, folder)
-
-
-def _kill_below(folder: pathlib.Path) -> None:
-    prefix = f"{folder}{os.sep}"
-    for entry in pathlib.Path("/proc").iterdir():
-        if not entry.name.isdigit() or int(entry.name) == os.getpid():
-            continue
-        try:
-            if f"{(entry / 'cwd').readlink()}{os.sep}".startswith(prefix):
-                os.kill(int(entry.name), signal.SIGKILL)
-        except OSError:
-            continue

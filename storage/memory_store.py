@@ -16,6 +16,8 @@ class MemoryStore:
     """`torpor.storage.store.Store` in memory. Leases expire by the clock that is given."""
 
     def __init__(self, time: clock.Clock | None = None) -> None:
+        #: Never, unless a test says so.
+        self.connections_lost = 0
         self.feed = MemoryFeed()
         self.sessions = memory_sessions.MemorySessions(self.feed.nudge)
         self.wake = MemoryWakeIndex(self.sessions)

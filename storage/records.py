@@ -144,12 +144,28 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     at_ms: int = 0
 
 
+class Forgotten(msgspec.Struct, frozen=True, kw_only=True):
+    """What the store had acknowledged to an owner and knows no more: it went back."""
+
+    #: The newest version that was acknowledged.
+    version: int
+    #: The newest that is still there, as far as that owner can know.
+    kept_version: int
+    #: The first and the last seq of the events of the versions between.
+    first_seq: int
+    last_seq: int
+    #: Ids of the newest requests among them.
+    requests: Sequence[str] = ()
+
+
 class InboxItem(msgspec.Struct, frozen=True, kw_only=True):
     """A message that was accepted durably and waits for its turn."""
 
     message: messages.Message
     body_digest: str
     at_ms: int
+    #: Set in place of a message's text: what a former owner left for the one in office to report.
+    forgotten: Forgotten | None = None
 
 
 class NewSession(msgspec.Struct, frozen=True, kw_only=True):

@@ -33,6 +33,11 @@ class RedisStore:
         #: For checks alone: it is no part of the protocol.
         self.inspection = redis_inspection.RedisInspection(wire)
 
+    @property
+    def connections_lost(self) -> int:
+        """How many connections have ended: those after them may lead to another server."""
+        return self._wire.connections_lost
+
     async def check_durability(self) -> Sequence[str]:
         """Return notes on what could not be determined; raise if the level is not reached."""
         server = await redis_durability.inspect(self._wire)

@@ -72,6 +72,8 @@ class Wire:
         self._free = asyncio.Semaphore(connections_max)
         self._idle: list[redis_connection.AbstractConnection] = []
         self._closed = False
+        #: How many connections have ended: those after them may lead to another server.
+        self.connections_lost = 0
         #: Awaited before a write, until it is set to None: decides `barrier`, or refuses.
         self.before_writes: Callable[[], Awaitable[object]] | None = None
         #: Sent after each write, on its connection.
@@ -177,11 +179,14 @@ class Wire:
 
     async def _connection(self) -> redis_connection.AbstractConnection:
         """Return a connection that is open: what fails here was never sent."""
-        connection = self._idle.pop() if self._idle else self._kind(**self._arguments)
+        used_before = bool(self._idle)
+        connection = self._idle.pop() if used_before else self._kind(**self._arguments)
         if connection.is_connected and await connection.can_read():
             # The server closed it meanwhile, or an answer came that nobody waits for.
             await connection.disconnect(nowait=True)
-        await _open(connection)
+        if not connection.is_connected:
+            self.connections_lost += used_before
+            await _open(connection)
         return connection
 
 
@@ -207,8 +212,6 @@ class Barrier:
 
 
 async def _open(connection: redis_connection.AbstractConnection) -> None:
-    if connection.is_connected:
-        return
     try:
         async with asyncio.timeout(CONNECT_TIMEOUT_S):
             await connection.connect()

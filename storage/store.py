@@ -331,6 +331,11 @@ class Store(Protocol):
         """Nudges to watchers."""
         ...
 
+    @property
+    def connections_lost(self) -> int:
+        """How many connections have ended: those after them may lead to another server."""
+        ...
+
     async def check_durability(self) -> Sequence[str]:
         """Return notes on what could not be determined; raise if the level is not reached.
 

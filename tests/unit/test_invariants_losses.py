@@ -34,6 +34,17 @@ def test_reported_loss_is_excused(run: Run) -> None:
     assert {"I8", "I2"} <= run.found()
 
 
+def test_loss_that_another_owner_reports(run: Run) -> None:
+    """It comes after turns that took the numbers of the lost ones, and takes nothing back."""
+    kept, lost = run.go_back(2)
+    at_s = run.now_s - 5
+    run.claim()
+    run.turn("d")
+    run.event(messages.SESSION_RECOVERED, **_back(run, kept, lost))
+    run.turn("e")
+    assert run.found(lossy={KEY: at_s}) == set()
+
+
 def test_loss_that_a_client_was_told(run: Run) -> None:
     """A client that asked for a version and was told that it is lost knows as much."""
     kept, lost = run.go_back(2)

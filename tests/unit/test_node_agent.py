@@ -5,6 +5,7 @@ import pathlib
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
 import pytest
 
 from torpor import clock, deployment, errors, ids
@@ -14,8 +15,8 @@ from torpor.actors import (
     node_agent,
     protocol,
     slot_board,
+    slot_process,
     slot_stock,
-    slots,
 )
 from torpor.storage import keyring, memory_store, records
 from torpor.testing import activations, eventually, store_samples
@@ -43,7 +44,7 @@ class Handle:
         self.leave, self.control, self.ping = Method(), Method(), Method()
 
 
-class UnprovenSlot(slots.Slot):
+class UnprovenSlot(slot_process.Slot):
     """A slot whose process is a number on paper."""
 
     killed = False
@@ -72,7 +73,7 @@ class Maker:
         self.made: list[UnprovenSlot] = []
         self.stock = slot_stock.Stock(self._never, clock.SystemClock(), starts_max=1)
 
-    async def _never(self, kind: slot_stock.Kind) -> slots.Slot:
+    async def _never(self, kind: slot_stock.Kind) -> slot_process.Slot:
         """Start nothing: nobody takes from this stock."""
         raise NotImplementedError
 
@@ -81,8 +82,8 @@ class Maker:
         request: protocol.Activate,
         incarnation: str,
         nonce: str,
-        on_death: Callable[[slots.Slot], None],
-    ) -> slots.Slot:
+        on_death: Callable[[slot_process.Slot], None],
+    ) -> slot_process.Slot:
         """Wait to be let."""
         self.begun.set()
         await self.go.wait()
@@ -236,8 +237,8 @@ async def test_process_that_does_not_answer_is_ended(
     office: Office, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An idle session is asked to leave once; silent to that and to a ping, it is killed."""
-    monkeypatch.setattr(slots, "LEAVE_TIMEOUT_S", 0.1)
-    monkeypatch.setattr(slots, "PING_TIMEOUT_S", 0.01)
+    monkeypatch.setattr(slot_process, "LEAVE_TIMEOUT_S", 0.1)
+    monkeypatch.setattr(slot_process, "PING_TIMEOUT_S", 0.01)
     slot = await office.woken()
     slot.quiet_s = 1e6
 
@@ -253,7 +254,7 @@ async def test_turn_that_never_ends(
     office: Office, monkeypatch: pytest.MonkeyPatch, *, alive: bool
 ) -> None:
     """Long after its time a turn's process is asked whether it lives, and killed if it does not."""
-    monkeypatch.setattr(slots, "PING_TIMEOUT_S", 0.01)
+    monkeypatch.setattr(slot_process, "PING_TIMEOUT_S", 0.01)
     slot = await office.woken()
     if alive:
         slot.handle.ping.answer.set_result(slot.epoch)
@@ -288,7 +289,7 @@ async def test_a_process_that_the_store_has_forgotten_makes_way(
     office: Office, store: memory_store.MemoryStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The store went back to before its claim: the session is woken again, the new one stays."""
-    monkeypatch.setattr(node_agent, "FORGOTTEN_GRACE_S", 0.01)
+    monkeypatch.setattr(slot_process, "FORGOTTEN_GRACE_S", 0.01)
     await store.sessions.create(
         records.NewSession(
             key=KEY, agent="agent", agent_version=1, request_id="new", created_ms=activations.AT_MS
@@ -327,6 +328,38 @@ async def test_a_process_that_the_store_has_forgotten_may_report_it(
     assert office.maker.made == [forgotten]
 
 
+async def test_who_comes_back_to_the_store_looks_whom_it_knows(
+    office: Office, store: memory_store.MemoryStore
+) -> None:
+    """It may be another one that lacks a claim: whose claim it was is asked to leave."""
+    head = await store.sessions.create(
+        records.NewSession(
+            key=KEY, agent="agent", agent_version=1, request_id="new", created_ms=activations.AT_MS
+        )
+    )
+    known = await office.woken()
+    claim = msgspec.structs.replace(store_samples.claim(head), nonce=known.nonce)
+    await store.sessions.acquire(claim)
+
+    async def looked() -> bool:
+        return office.agent._connections_lost == store.connections_lost
+
+    store.connections_lost += 1
+    await eventually.assert_eventually(looked)
+    assert not known.handle.control.calls
+    await store.sessions.vacate(
+        KEY, epoch=1, incarnation=claim.owner.incarnation, nonce=known.nonce
+    )
+    store.connections_lost += 1
+    known.handle.control.answer.set_result(protocol.refuse(errors.VersionsLost()))
+    await eventually.assert_eventually(lambda: _dead(known))
+    assert known.handle.control.calls
+
+
+async def _dead(slot: UnprovenSlot) -> bool:
+    return slot.dead.is_set()
+
+
 async def test_the_place_of_a_dead_session_is_free_before_its_files_are(
     office: Office, store: memory_store.MemoryStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -353,7 +386,7 @@ async def test_the_place_of_a_dead_session_is_free_before_its_files_are(
 
     loop = asyncio.get_running_loop()
     office.maker.kept = Kept()  # type: ignore[attr-defined]
-    monkeypatch.setattr(slots, "clean", clean)
+    monkeypatch.setattr(slot_process, "clean", clean)
     monkeypatch.setattr(node_agent, "BEAT_S", 0.01)
     await store.sessions.create(store_samples.new(KEY))
     slot = await office.woken()

@@ -43,6 +43,22 @@ async def test_silent_server_is_given_up(own_store_server: valkey.Server) -> Non
     await wire.close()
 
 
+async def test_lost_connections_are_counted(own_store_server: valkey.Server) -> None:
+    """Who talks to a server again after it was away can know that it may be another one."""
+    wire = redis_wire.Wire(own_store_server.url, connections_max=1)
+    await wire.read(("PING",))
+    await wire.read(("PING",))
+    assert wire.connections_lost == 0
+    own_store_server.kill()
+    for _ in range(2):
+        with pytest.raises(errors.StoreUnavailable):
+            await wire.read(("PING",))
+    own_store_server.start()
+    await wire.read(("PING",))
+    assert wire.connections_lost == 1
+    await wire.close()
+
+
 async def test_head_of_a_sleeping_session_is_small(store: redis_store.RedisStore) -> None:
     """The head stays in the compact form of a hash, and below 600 bytes.
 

@@ -9,7 +9,7 @@ import redis
 
 from torpor import errors, limits, messages
 from torpor.actors import ownership, rollback, turn_context
-from torpor.storage import local_blobs, records, redis_store
+from torpor.storage import keys, local_blobs, records, redis_store
 from torpor.testing import activations, store_samples, valkey
 
 
@@ -69,7 +69,7 @@ async def test_the_owner_reports_what_is_lost(
     await owned.commit(_turn("lost-1"))
     await owned.commit(_turn("lost-2"))
     before.bring_back()
-    with pytest.raises(errors.VersionsLost, match=r"at version 2; .* up to version 4"):
+    with pytest.raises(errors.VersionsLost, match=r"at version 2; .* from version 3 to 4"):
         await owned.commit(_turn("new"))
     *_, answer, report = await _events(owned)
     assert answer.data["text"] == "kept"
@@ -117,10 +117,17 @@ async def test_a_lost_claim_is_made_again(
     assert (await store.sessions.head(key)).owner is None
 
 
+async def _left(store: redis_store.RedisStore, key: records.SessionKey) -> records.Forgotten:
+    (item,) = await store.sessions.inbox(key)
+    assert await store.wake.hinted(keys.wake_shard(key), limit=10) == [key]
+    assert item.forgotten is not None
+    return item.forgotten
+
+
 async def test_another_owner_is_left_alone(
     store: redis_store.RedisStore, blob_store: local_blobs.LocalBlobStore, past: Callable[[], Past]
 ) -> None:
-    """Whoever claimed the session in the store's new present is not written over."""
+    """Whoever claimed the session in the store's new present is not written over: it is told."""
     key = await activations.new_session(store)
     before = past()
     owned, _ = await activations.claim(store, blob_store, key)
@@ -131,6 +138,9 @@ async def test_another_owner_is_left_alone(
         await owned.commit(_turn("new"))
     head = await store.sessions.head(key)
     assert (head.version, head.nonce) == (1, second.head.nonce)
+    assert await _left(store, key) == records.Forgotten(
+        version=2, kept_version=1, first_seq=2, last_seq=2, requests=["lost"]
+    )
     assert (await second.commit(_turn("new"))).version == 2
 
 
@@ -148,6 +158,28 @@ async def test_another_owner_has_written_since(
     with pytest.raises(errors.VersionsLost):
         await owned.commit(_turn("new"))
     assert (await store.sessions.head(key)).nonce == second.head.nonce
+    # What the other wrote has the number of what is lost.
+    assert (await _left(store, key)).kept_version == 1
+
+
+async def test_others_came_and_went(
+    store: redis_store.RedisStore, blob_store: local_blobs.LocalBlobStore, past: Callable[[], Past]
+) -> None:
+    """Neither version nor epoch tells the loss any more; the history, which is another's, does."""
+    key = await activations.new_session(store)
+    before = past()
+    owned, _ = await activations.claim(store, blob_store, key)
+    await owned.commit(_turn("lost"))
+    before.bring_back()
+    for request_id in ("theirs-1", "theirs-2"):
+        other, _ = await activations.claim(store, blob_store, key)
+        await other.commit(_turn(request_id))
+        await other.release()
+    await activations.claim(store, blob_store, key)
+    with pytest.raises(errors.VersionsLost):
+        await owned.commit(_turn("new"))
+    lost = await _left(store, key)
+    assert (lost.kept_version, lost.version, lost.requests) == (1, 2, ["lost"])
 
 
 async def test_lost_with_the_answer(
@@ -230,7 +262,7 @@ async def test_a_claim_alone_is_no_loss(
 async def test_others_have_written_as_much(
     store: redis_store.RedisStore, blob_store: local_blobs.LocalBlobStore, past: Callable[[], Past]
 ) -> None:
-    """The loss is reported, and no versions are named: who knows which of them are others' now."""
+    """The loss is reported from the lost claim on: what has the same number is others'."""
     key = await activations.new_session(store)
     before = past()
     owned, _ = await activations.claim(store, blob_store, key)
@@ -242,7 +274,7 @@ async def test_others_have_written_as_much(
     with pytest.raises(errors.VersionsLost):
         await owned.commit(_turn("new"))
     report = (await _events(owned))[-1]
-    assert (report.type, report.data["lost"]["versions"]) == (messages.SESSION_RECOVERED, [])
+    assert (report.type, report.data["lost"]["versions"]) == (messages.SESSION_RECOVERED, [2, 2])
 
 
 async def test_it_is_told_though_it_cannot_be_reported(
@@ -290,3 +322,17 @@ async def test_a_long_tail_hides_no_loss(
     with pytest.raises(errors.VersionsLost):
         await owned.release()
     assert (await _events(owned))[-1].data["lost"]["requests"] == ["lost-1", "lost-2"]
+
+
+def test_who_claimed_afterwards_knows_how_much_was_there() -> None:
+    """The former owner had found more than the store had when it went on."""
+    lost = records.Forgotten(version=9, kept_version=7, first_seq=15, last_seq=20)
+    found = msgspec.structs.replace(store_samples.new(store_samples.key()).head(), version=5)
+    older = msgspec.structs.replace(found, next_seq=11)
+    assert rollback.data(rollback.as_of(lost, older))["lost"] == {
+        "versions": [6, 9],
+        "events": [11, 20],
+        "requests": [],
+    }
+    newer = msgspec.structs.replace(found, version=8, next_seq=18)
+    assert rollback.as_of(lost, newer) == lost

@@ -7,14 +7,14 @@ from typing import Any
 import pytest
 
 from torpor import clock, errors
-from torpor.actors import lane_address, protocol, slot_stock, slots
+from torpor.actors import lane_address, protocol, slot_process, slot_stock, slots
 from torpor.storage import keyring, records
 from torpor.testing import store_samples
 
 KIND = slot_stock.Kind(tenant="acme", agent=store_samples.agent_version("notebook", "digest"))
 
 
-class Slot(slots.Slot):
+class Slot(slot_process.Slot):
     """A slot whose process is on paper."""
 
     ended = False
@@ -37,7 +37,7 @@ async def test_a_slot_whose_files_cannot_be_moved_is_not_left_behind(
     )
     made: list[Slot] = []
 
-    async def start(kind: slot_stock.Kind) -> slots.Slot:
+    async def start(kind: slot_stock.Kind) -> slot_process.Slot:
         made.append(Slot(kind, "actor", tmp_path / "slot"))
         return made[-1]
 
@@ -88,9 +88,9 @@ async def test_what_is_read_only_is_removed_too(tmp_path: pathlib.Path) -> None:
     (inner / "module").touch()
     inner.chmod(0o555)
     inner.parent.chmod(0o555)
-    await slots.clean(tmp_path / "slot")
+    await slot_process.clean(tmp_path / "slot")
     assert not (tmp_path / "slot").exists()
-    await slots.clean(tmp_path / "slot")
+    await slot_process.clean(tmp_path / "slot")
 
 
 async def test_the_socket_of_a_process_that_was_killed_is_removed(
@@ -111,9 +111,9 @@ async def test_a_process_that_does_not_die_is_named(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also one that was never bound to a session."""
-    monkeypatch.setattr(slots, "DEATH_TIMEOUT_S", 0.0)
-    monkeypatch.setattr(slots.os, "kill", lambda *_: None)
-    slot = slots.Slot(KIND, "an-actor", tmp_path)
+    monkeypatch.setattr(slot_process, "DEATH_TIMEOUT_S", 0.0)
+    monkeypatch.setattr(slot_process.os, "kill", lambda *_: None)
+    slot = slot_process.Slot(KIND, "an-actor", tmp_path)
     slot.pid = 1
     with pytest.raises(errors.OwnerUnreachable) as raised:
         await slot.kill()

@@ -189,19 +189,19 @@ class Story:
             )
         lost, newest = event.data["lost"], int(event.data["from_version"])
         if "events" in lost:
+            # The history went back, too: what the agent holds is what it says already.
             self.losses.append(
                 Loss(kept_version=kept, lost_version=newest, seq=event.seq, at_ms=event.at_ms)
             )
-        else:
-            self.damaged.append(newest)
-            # Of damages that came later the next whole version is not older than this event.
-            whole = max((version for version in self.whole if version < newest), default=0)
-            if kept < whole:
-                self._say(
-                    Invariant.GUARDS,
-                    f"event {event.seq} goes back to version {kept}, though {whole} was whole",
-                )
-        # The agent goes on with what it held then, whether the history was kept or went back, too.
+            return
+        self.damaged.append(newest)
+        # Of damages that came later the next whole version is not older than this event.
+        whole = max((version for version in self.whole if version < newest), default=0)
+        if kept < whole:
+            self._say(
+                Invariant.GUARDS,
+                f"event {event.seq} goes back to version {kept}, though {whole} was whole",
+            )
         held = self._held[bisect.bisect_right(self._held_since, kept) - 1]
         self._holds(event.version, held)
         self._files = {held}
