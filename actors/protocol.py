@@ -148,6 +148,8 @@ class Deliver(msgspec.Struct, frozen=True, kw_only=True):
     busy: BusyPolicy
     #: Seconds until the caller gives up; a message still waiting then is dropped unhandled.
     deadline_s: float
+    #: A version that the caller has seen.
+    min_version: int = 0
 
 
 class Delivered(msgspec.Struct, frozen=True, kw_only=True, tag=True):

@@ -64,6 +64,21 @@ def went_back(known: records.Head, stored: records.Head) -> bool:
     return stored.version < known.version or stored.epoch < known.epoch or another
 
 
+def demand(head: records.Head, claimed: records.Head, seen: int) -> None:
+    """Raise `VersionsLost` if somebody has seen a newer version than the owner of `head` has.
+
+    What it has written itself since its claim has taken numbers of what is lost.
+    """
+    if head.version < seen:
+        raise errors.VersionsLost(
+            f"the session is at version {head.version}, but version {seen} was seen: of what was "
+            f"acknowledged after version {claimed.version}, something is lost",
+            session=head.key.session,
+            tenant=head.key.tenant,
+            version=claimed.version,
+        )
+
+
 async def look(
     world: store.Store,
     past: history.History,

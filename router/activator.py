@@ -35,7 +35,7 @@ class _Flight:
         self.until = until
         self.began_s = time.monotonic()
         self.suspect_epoch = 0
-        self.task: asyncio.Task[directory.Located]
+        self.task: asyncio.Task[protocol.Seat]
 
 
 class Activator:
@@ -67,7 +67,7 @@ class Activator:
         *,
         suspect_epoch: int = 0,
         head: records.Head | None = None,
-    ) -> directory.Located:
+    ) -> protocol.Seat:
         """Return the session's owner, waking the session if nobody holds it.
 
         `suspect_epoch` is the epoch of an owner that did not answer, `head` what was just read.
@@ -114,7 +114,7 @@ class Activator:
         until: deadline.Deadline,
         suspect_epoch: int,
         head: records.Head | None,
-    ) -> asyncio.Task[directory.Located]:
+    ) -> asyncio.Task[protocol.Seat]:
         flight = self._flights.get(key)
         if flight is None:
             if len(self._flights) >= FLIGHTS_MAX:
@@ -129,7 +129,7 @@ class Activator:
         flight.suspect_epoch = max(flight.suspect_epoch, suspect_epoch)
         return flight.task
 
-    def _end(self, key: records.SessionKey, task: asyncio.Task[directory.Located]) -> None:
+    def _end(self, key: records.SessionKey, task: asyncio.Task[protocol.Seat]) -> None:
         del self._flights[key]
         # Looked at here, for the case that all callers have left.
         if not task.cancelled() and (error := task.exception()) is not None:
@@ -137,14 +137,14 @@ class Activator:
 
     async def _fly(
         self, key: records.SessionKey, flight: _Flight, head: records.Head | None
-    ) -> directory.Located:
+    ) -> protocol.Seat:
         refused: set[str] = set()
         for _ in range(ROUNDS_MAX):
             head = head or await self._store.sessions.head(key)
-            located = await self._owner_of(head, flight, refused)
-            if located is not None:
-                self._directory.put(key, located)
-                return located
+            seat = await self._owner_of(head, flight, refused)
+            if seat is not None:
+                self._directory.put(key, seat)
+                return seat
             head = None
         raise errors.ActivationFailed(
             f"the session changed hands {ROUNDS_MAX} times while it was being woken; try again",
@@ -154,7 +154,7 @@ class Activator:
 
     async def _owner_of(
         self, head: records.Head, flight: _Flight, refused: set[str]
-    ) -> directory.Located | None:
+    ) -> protocol.Seat | None:
         """Return the owner in office or a new one; None if the head has to be read again."""
         if head.owner is None:
             return await self._activate(head, flight, refused)
@@ -162,14 +162,14 @@ class Activator:
             head, suspect_epoch=flight.suspect_epoch, until=flight.until
         )
         if found is standing.Standing.IN_OFFICE:
-            return directory.Located(seat=protocol.seat_of(head), version=head.version)
+            return protocol.seat_of(head)
         if found is standing.Standing.VACATED:
             return None
         return await self._activate(head, flight, refused)
 
     async def _activate(
         self, head: records.Head, flight: _Flight, refused: set[str]
-    ) -> directory.Located | None:
+    ) -> protocol.Seat | None:
         request = placement.expected(head)
         agent = await self.agent(head)
         failure: errors.TorporError | None = None
@@ -211,7 +211,7 @@ class Activator:
         agent: records.AgentVersion,
         request: placement.Request,
         flight: _Flight,
-    ) -> directory.Located:
+    ) -> protocol.Seat:
         flight.until.demand()
         placed = self._view.placed(node, request)
         try:
@@ -233,10 +233,9 @@ class Activator:
             self._view.withdraw(placed)
             raise
         placed.activating = False
-        seat = protocol.Seat(
+        return protocol.Seat(
             key=head.key, epoch=activated.epoch, nonce=activated.nonce, owner=activated.owner
         )
-        return directory.Located(seat=seat, version=head.version)
 
 
 def _explain(key: records.SessionKey, decision: placement.Decision) -> None:

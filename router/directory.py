@@ -3,8 +3,6 @@
 The owner checks the epoch of every call, so a wrong hint costs a repeat and nothing else.
 """
 
-import msgspec
-
 from torpor.actors import protocol
 from torpor.router import lru
 from torpor.storage import records
@@ -13,36 +11,24 @@ from torpor.storage import records
 HINTS_MAX = 20_000
 
 
-class Located(msgspec.Struct, frozen=True, kw_only=True):
-    """An activation of a session."""
-
-    seat: protocol.Seat
-    #: The newest version that this gateway has seen of it.
-    version: int
-
-
 class Directory:
     """The hints of one gateway."""
 
     def __init__(self, hints_max: int = HINTS_MAX) -> None:
-        self._hints: lru.Lru[records.SessionKey, Located] = lru.Lru(hints_max)
+        self._hints: lru.Lru[records.SessionKey, protocol.Seat] = lru.Lru(hints_max)
 
-    def get(self, key: records.SessionKey) -> Located | None:
+    def get(self, key: records.SessionKey) -> protocol.Seat | None:
         """Return where the session was last seen."""
         return self._hints.get(key)
 
-    def put(self, key: records.SessionKey, located: Located) -> None:
+    def put(self, key: records.SessionKey, seat: protocol.Seat) -> None:
         """Remember where the session is, unless a newer epoch is known."""
         known = self._hints.get(key)
-        if known is None or _order(known) < _order(located):
-            self._hints.put(key, located)
+        if known is None or known.epoch <= seat.epoch:
+            self._hints.put(key, seat)
 
     def forget(self, key: records.SessionKey, epoch: int) -> None:
         """Drop the hint if it still names this epoch or an older one."""
         known = self._hints.get(key)
-        if known is not None and known.seat.epoch <= epoch:
+        if known is not None and known.epoch <= epoch:
             self._hints.drop(key)
-
-
-def _order(located: Located) -> tuple[int, int]:
-    return located.seat.epoch, located.version

@@ -3,8 +3,6 @@
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
-import msgspec
-
 from torpor import errors, limits, messages
 from torpor.actors import calls, protocol
 from torpor.router import activator, deadline, directory, doubt, office
@@ -52,17 +50,15 @@ class Router:
         Raises:
             SessionPaused, SessionBusy, MailboxFull, RequestIdReused, DedupFull
             MessageGivenUp: every process that handled it died.
-            VersionsLost: the session is older than `min_version`: committed turns were lost.
+            VersionsLost: the session is older than `min_version`; the `version` among the ids is
+                the newest that is surely kept.
             what `reach` raises
         """
-        if min_version:
-            await self._demand_version(key, min_version)
-
         asked: set[int] = set()
         died_under_it: set[int] = set()
 
-        async def ask(located: directory.Located, left_s: float) -> protocol.Delivered:
-            died = len(died_under_it - {located.seat.epoch})
+        async def ask(seat: protocol.Seat, left_s: float) -> protocol.Delivered:
+            died = len(died_under_it - {seat.epoch})
             # The last of them may have died after its commit.
             if died >= DEATHS_MAX and not await handled():
                 raise errors.MessageGivenUp(
@@ -71,24 +67,20 @@ class Router:
                     tenant=key.tenant,
                 )
             request = protocol.Deliver(
-                epoch=located.seat.epoch,
+                epoch=seat.epoch,
                 message=message,
                 body_digest=body_digest,
+                min_version=min_version,
                 # Asked again, the owner may be busy with this very message.
-                busy=protocol.BusyPolicy.ENQUEUE if located.seat.epoch in asked else busy,
+                busy=protocol.BusyPolicy.ENQUEUE if seat.epoch in asked else busy,
                 deadline_s=left_s,
             )
-            asked.add(located.seat.epoch)
+            asked.add(seat.epoch)
             try:
-                answer = await self._calls.deliver(located.seat, request, timeout_s=left_s)
+                return await self._calls.deliver(seat, request, timeout_s=left_s)
             except errors.OwnerUnreachable:
-                died_under_it.add(located.seat.epoch)
+                died_under_it.add(seat.epoch)
                 raise
-            hint = self._directory.get(key)
-            # The owner's end may have been heard of together with its answer.
-            if hint is not None and hint.seat.epoch == located.seat.epoch:
-                self._directory.put(key, msgspec.structs.replace(located, version=answer.version))
-            return answer
 
         async def handled() -> bool:
             known = await self._sessions.outcome(key, message.request_id)
@@ -118,9 +110,9 @@ class Router:
             what `reach` raises
         """
 
-        async def ask(located: directory.Located, left_s: float) -> protocol.Placed:
+        async def ask(seat: protocol.Seat, left_s: float) -> protocol.Placed:
             request = protocol.PlaceFile(
-                epoch=located.seat.epoch,
+                epoch=seat.epoch,
                 path=path,
                 digest=digest,
                 size_bytes=size_bytes,
@@ -128,7 +120,7 @@ class Router:
                 request_id=request_id,
                 deadline_s=left_s,
             )
-            return await self._calls.place_file(located.seat, request, timeout_s=left_s)
+            return await self._calls.place_file(seat, request, timeout_s=left_s)
 
         return await self.reach(key, until, ask)
 
@@ -143,10 +135,10 @@ class Router:
         """
         hint = self._directory.get(key)
         if hint is not None:
-            self._directory.forget(key, hint.seat.epoch)
+            self._directory.forget(key, hint.epoch)
 
-        async def ask(located: directory.Located, left_s: float) -> None:
-            await self._calls.drain_inbox(located.seat, timeout_s=left_s)
+        async def ask(seat: protocol.Seat, left_s: float) -> None:
+            await self._calls.drain_inbox(seat, timeout_s=left_s)
 
         async def refuse() -> None:
             raise errors.SessionPaused(session=key.session, tenant=key.tenant)
@@ -157,7 +149,7 @@ class Router:
         self,
         key: records.SessionKey,
         until: deadline.Deadline,
-        ask: Callable[[directory.Located, float], Awaitable[T]],
+        ask: Callable[[protocol.Seat, float], Awaitable[T]],
         *,
         if_paused: Callable[[], Awaitable[None]] | None = None,
     ) -> T:
@@ -175,21 +167,21 @@ class Router:
         stale = unreachable = suspect_epoch = 0
         while True:
             with doubt.in_doubt(unreachable > 0, key):
-                located = self._directory.get(key)
-                if located is None:
-                    located = await self._locate(key, until, suspect_epoch, if_paused)
+                seat = self._directory.get(key)
+                if seat is None:
+                    seat = await self._locate(key, until, suspect_epoch, if_paused)
                 try:
-                    owner = located.seat.owner
+                    owner = seat.owner
                     async with self._office.during(owner.node, owner.incarnation):
-                        return await ask(located, until.demand())
+                        return await ask(seat, until.demand())
                 except errors.Fenced:
-                    self._directory.forget(key, located.seat.epoch)
+                    self._directory.forget(key, seat.epoch)
                     stale += 1
                     if stale > limits.FORWARDS_MAX:
                         raise
                 except errors.OwnerUnreachable:
-                    self._directory.forget(key, located.seat.epoch)
-                    suspect_epoch = located.seat.epoch
+                    self._directory.forget(key, seat.epoch)
+                    suspect_epoch = seat.epoch
                     unreachable += 1
                     if until.left_s() <= 0:
                         self._activator.suspect(key, suspect_epoch)
@@ -205,22 +197,8 @@ class Router:
         until: deadline.Deadline,
         suspect_epoch: int,
         if_paused: Callable[[], Awaitable[None]] | None,
-    ) -> directory.Located:
+    ) -> protocol.Seat:
         head = await self._sessions.head(key)
         if if_paused is not None and head.status is records.Status.PAUSED:
             await if_paused()
         return await self._activator.locate(key, until, suspect_epoch=suspect_epoch, head=head)
-
-    async def _demand_version(self, key: records.SessionKey, min_version: int) -> None:
-        located = self._directory.get(key)
-        if located is not None and located.version >= min_version:
-            return
-        head = await self._sessions.head(key)
-        if head.version < min_version:
-            raise errors.VersionsLost(
-                f"the session is at version {head.version}, but version {min_version} was seen: "
-                "committed turns were lost",
-                session=key.session,
-                tenant=key.tenant,
-                version=head.version,
-            )

@@ -50,7 +50,7 @@ async def test_a_caller_that_leaves_does_not_end_the_others_activation(
     second = asyncio.create_task(parts.activator.locate(router_parts.KEY, parts.until()))
     await asyncio.sleep(0)
     first.cancel()
-    assert (await second).seat.epoch == 1
+    assert (await second).epoch == 1
     assert parts.cluster.count("activate") == 1
 
 
@@ -62,8 +62,8 @@ async def test_two_gateways_follow_the_winner(parts: router_parts.RouterParts) -
         other.activator.locate(router_parts.KEY, other.until()),
     )
     ours, theirs = await finish(parts, locating)
-    assert ours.seat == theirs.seat
-    assert ours.seat.epoch == 1
+    assert ours == theirs
+    assert ours.epoch == 1
     await other.close()
 
 
@@ -77,7 +77,7 @@ async def test_a_node_that_refuses_is_passed_over(
     for name in ("node-0", "node-1"):
         parts.cluster.nodes[name].refusal = refusal
     located = await parts.activator.locate(router_parts.KEY, parts.until())
-    assert located.seat.owner.node == "node-2"
+    assert located.owner.node == "node-2"
     asked = [node for method, node in parts.cluster.calls if method == "activate"]
     assert len(asked) == len(set(asked))
 
@@ -104,7 +104,7 @@ async def test_an_owner_in_office_is_used(parts: router_parts.RouterParts) -> No
     """A second gateway finds the owner that the first one made, and asks no node."""
     ours = await parts.activator.locate(router_parts.KEY, parts.until())
     other = await router_parts.second(parts)
-    assert (await other.activator.locate(router_parts.KEY, other.until())).seat == ours.seat
+    assert (await other.activator.locate(router_parts.KEY, other.until())) == ours
     assert parts.cluster.count("activate") == 1
     await other.close()
 
@@ -112,9 +112,7 @@ async def test_an_owner_in_office_is_used(parts: router_parts.RouterParts) -> No
 async def test_a_suspected_owner_that_answers_stays(parts: router_parts.RouterParts) -> None:
     """Its node's agent says that it lives: nothing is claimed."""
     ours = await parts.activator.locate(router_parts.KEY, parts.until())
-    again = await parts.activator.locate(
-        router_parts.KEY, parts.until(), suspect_epoch=ours.seat.epoch
-    )
+    again = await parts.activator.locate(router_parts.KEY, parts.until(), suspect_epoch=ours.epoch)
     assert again == ours
     assert parts.cluster.count("bury") == 1
 
@@ -153,9 +151,7 @@ async def test_a_broken_node_is_passed_over_once(parts: router_parts.RouterParts
         parts.cluster.nodes[name].cpu = 1.0
     await parts.cluster.beat()
     await parts.view.refresh()
-    assert (
-        await parts.activator.locate(router_parts.KEY, parts.until())
-    ).seat.owner.node != "node-0"
+    assert (await parts.activator.locate(router_parts.KEY, parts.until())).owner.node != "node-0"
     assert parts.cluster.calls[0] == ("activate", "node-0")
 
 
@@ -188,7 +184,7 @@ async def test_a_short_deadline_does_not_cut_the_activation_short(
     with pytest.raises(errors.DeadlineExceeded):
         await parts.activator.locate(router_parts.KEY, parts.until(0.001))
     opened.set()
-    assert (await parts.activator.locate(router_parts.KEY, parts.until())).seat.epoch == 1
+    assert (await parts.activator.locate(router_parts.KEY, parts.until())).epoch == 1
     assert given == [activator.ACTIVATE_TIMEOUT_S]
 
 

@@ -7,6 +7,7 @@ import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any
 
+import msgspec
 import pytest
 
 import torpor
@@ -183,6 +184,27 @@ async def test_fenced_owner_writes_nothing_more(
     await here.ended()
     head = await store.sessions.head(key)
     assert (head.epoch, head.nonce, head.version) == (2, other.head.nonce, other.head.version)
+
+
+async def test_a_message_that_has_seen_more_is_refused(
+    store: memory_store.MemoryStore, activate: Activate
+) -> None:
+    """The owner itself knows what it is at, whatever others believe; no turn is made."""
+    here = await activate(store)
+    answer = await here.send("1")
+    seen = protocol.Deliver(
+        epoch=1,
+        message=messages.Message(text="5", request_id="seen"),
+        body_digest="5",
+        busy=protocol.BusyPolicy.ENQUEUE,
+        deadline_s=60.0,
+        min_version=answer.version + 1,
+    )
+    with pytest.raises(errors.VersionsLost):
+        protocol.accept(await here.put(seen))
+    assert here.owned.head.version == answer.version
+    seen = msgspec.structs.replace(seen, min_version=answer.version)
+    assert protocol.accept(await here.put(seen)).text == "6"
 
 
 async def test_message_that_waited_too_long_is_not_begun(

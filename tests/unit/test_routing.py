@@ -7,7 +7,7 @@ import pytest
 
 from torpor import errors, limits
 from torpor.actors import protocol
-from torpor.router import directory, routing
+from torpor.router import routing
 from torpor.storage import records
 from torpor.testing import eventually, in_process_cluster, router_parts
 
@@ -192,7 +192,7 @@ async def test_forwarding_is_bounded(
     """A session that moves all the time ends in Fenced, which the client may retry."""
     asked = 0
 
-    async def ask(located: directory.Located, left_s: float) -> None:
+    async def ask(seat: protocol.Seat, left_s: float) -> None:
         nonlocal asked
         asked += 1
         raise errors.Fenced
@@ -206,7 +206,7 @@ async def test_the_deadline_is_handed_on(parts: router_parts.RouterParts) -> Non
     """What the owner is given is what is left; nobody is asked when nothing is."""
     given: list[float] = []
 
-    async def ask(located: directory.Located, left_s: float) -> None:
+    async def ask(seat: protocol.Seat, left_s: float) -> None:
         given.append(left_s)
         await parts.clock.advance(4.0)
         if len(given) == 1:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import msgspec
 
 from torpor import definition, errors, ids, messages
-from torpor.actors import protocol
+from torpor.actors import protocol, rollback
 from torpor.storage import records, store
 
 #: Of the nodes' leases, by the store's clock.
@@ -171,6 +171,8 @@ class InProcessCluster:
         nonce = self._resident(seat)
         if self.gate is not None:
             await self.gate()
+        head = await self._store.sessions.head(key)
+        rollback.demand(head, head, request.min_version)
         return await self._turn(key, request.epoch, nonce, request.message, request.body_digest)
 
     async def control(
