@@ -119,7 +119,7 @@ class Residence:
         self._watch.restart()
         match work:
             case protocol.Deliver():
-                rollback.demand(self._owned.head, self._owned.claimed, work.min_version)
+                rollback.demand(self._owned.head, work.min_version)
                 return await self._deliver(work.message, work.body_digest)
             case protocol.DrainInbox():
                 await self._drain_inbox()

@@ -64,18 +64,15 @@ def went_back(known: records.Head, stored: records.Head) -> bool:
     return stored.version < known.version or stored.epoch < known.epoch or another
 
 
-def demand(head: records.Head, claimed: records.Head, seen: int) -> None:
-    """Raise `VersionsLost` if somebody has seen a newer version than the owner of `head` has.
-
-    What it has written itself since its claim has taken numbers of what is lost.
-    """
+def demand(head: records.Head, seen: int) -> None:
+    """Raise `VersionsLost` if somebody has seen a newer version than the owner of `head` has."""
     if head.version < seen:
         raise errors.VersionsLost(
-            f"the session is at version {head.version}, but version {seen} was seen: of what was "
-            f"acknowledged after version {claimed.version}, something is lost",
+            f"the session is at version {head.version}, but version {seen} was seen: committed "
+            "turns were lost, and the last of those that are there may have their numbers",
             session=head.key.session,
             tenant=head.key.tenant,
-            version=claimed.version,
+            version=head.version,
         )
 
 

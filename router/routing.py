@@ -50,8 +50,7 @@ class Router:
         Raises:
             SessionPaused, SessionBusy, MailboxFull, RequestIdReused, DedupFull
             MessageGivenUp: every process that handled it died.
-            VersionsLost: the session is older than `min_version`; the `version` among the ids is
-                the newest that is surely kept.
+            VersionsLost: the session is older than `min_version`: committed turns were lost.
             what `reach` raises
         """
         asked: set[int] = set()

@@ -7,12 +7,11 @@ import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any
 
-import msgspec
 import pytest
 
 import torpor
 from torpor import deployment, errors, limits, messages
-from torpor.actors import lifecycle, protocol, rollback
+from torpor.actors import lifecycle, protocol
 from torpor.storage import local_blobs, memory_store, records, redis_store
 from torpor.testing import activations, valkey
 
@@ -186,27 +185,6 @@ async def test_fenced_owner_writes_nothing_more(
     assert (head.epoch, head.nonce, head.version) == (2, other.head.nonce, other.head.version)
 
 
-async def test_a_message_that_has_seen_more_is_refused(
-    store: memory_store.MemoryStore, activate: Activate
-) -> None:
-    """The owner itself knows what it is at, whatever others believe; no turn is made."""
-    here = await activate(store)
-    answer = await here.send("1")
-    seen = protocol.Deliver(
-        epoch=1,
-        message=messages.Message(text="5", request_id="seen"),
-        body_digest="5",
-        busy=protocol.BusyPolicy.ENQUEUE,
-        deadline_s=60.0,
-        min_version=answer.version + 1,
-    )
-    with pytest.raises(errors.VersionsLost):
-        protocol.accept(await here.put(seen))
-    assert here.owned.head.version == answer.version
-    seen = msgspec.structs.replace(seen, min_version=answer.version)
-    assert protocol.accept(await here.put(seen)).text == "6"
-
-
 async def test_message_that_waited_too_long_is_not_begun(
     store: memory_store.MemoryStore, activate: Activate
 ) -> None:
@@ -242,29 +220,6 @@ async def test_leaving_handles_what_arrives(
     assert (head.owner, await store.sessions.inbox(key)) == (None, [])
     assert (await _types(store, key)).count(messages.AGENT_MESSAGE) == 2
     assert here.reader.read().phase is lifecycle.Phase.ENDED
-
-
-async def test_what_a_former_owner_left_is_reported(
-    store: memory_store.MemoryStore, activate: Activate
-) -> None:
-    """It is written into the history as it is, and no turn of the agent is made of it."""
-    here = await activate(store)
-    await here.send("1")
-    key, claimed = here.owned.head.key, here.owned.claimed
-    lost = records.Forgotten(version=9, kept_version=7, first_seq=8, last_seq=11, requests=["r"])
-    item = records.InboxItem(
-        message=messages.Message(text="", request_id="left"),
-        body_digest="2",
-        at_ms=0,
-        forgotten=lost,
-    )
-    await store.sessions.enqueue(key, item)
-    await here.put(protocol.DrainInbox())
-    *_, event = await here.owned.history.read(0, 100)
-    assert event.type == messages.SESSION_RECOVERED
-    assert event.data == rollback.data(rollback.as_of(lost, claimed))
-    assert await store.sessions.inbox(key) == []
-    assert (await _types(store, key)).count(messages.AGENT_MESSAGE) == 1
 
 
 async def test_same_file_request_is_written_once(

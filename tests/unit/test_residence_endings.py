@@ -1,4 +1,4 @@
-"""An activation that ends while something else is under way."""
+"""An activation that ends while something else is under way, and one after another was lost."""
 
 import pathlib
 import sys
@@ -6,11 +6,12 @@ import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
+import msgspec
 import pytest
 
 import torpor
 from torpor import definition, errors, messages
-from torpor.actors import protocol
+from torpor.actors import protocol, rollback
 from torpor.storage import memory_store, records
 from torpor.testing import activations
 
@@ -123,3 +124,47 @@ async def test_tidying_up_in_a_store_that_went_back(
     await here.send("1")
     await here.ended()
     assert (await store.sessions.head(here.owned.head.key)).owner is None
+
+
+async def test_what_a_former_owner_left_is_reported(
+    store: memory_store.MemoryStore, activate: Activate
+) -> None:
+    """It is written into the history as it is, and no turn of the agent is made of it."""
+    key = await activations.new_session(store)
+    here = await activate(key)
+    await here.send("hello")
+    lost = records.Forgotten(version=9, kept_version=7, first_seq=8, last_seq=11, requests=["r"])
+    item = records.InboxItem(
+        message=messages.Message(text="", request_id="left"),
+        body_digest="2",
+        at_ms=0,
+        forgotten=lost,
+    )
+    await store.sessions.enqueue(key, item)
+    await here.put(protocol.DrainInbox())
+    events = await here.owned.history.read(0, 100)
+    assert events[-1].type == messages.SESSION_RECOVERED
+    assert events[-1].data == rollback.data(rollback.as_of(lost, here.owned.claimed))
+    assert await store.sessions.inbox(key) == []
+    assert [event.type for event in events].count(messages.AGENT_MESSAGE) == 1
+
+
+async def test_a_message_that_has_seen_more_is_refused(
+    store: memory_store.MemoryStore, activate: Activate
+) -> None:
+    """The owner itself knows what it is at, whatever others believe; no turn is made."""
+    here = await activate(await activations.new_session(store))
+    answer = await here.send("hello")
+    seen = protocol.Deliver(
+        epoch=1,
+        message=messages.Message(text="again", request_id="seen"),
+        body_digest="again",
+        busy=protocol.BusyPolicy.ENQUEUE,
+        deadline_s=60.0,
+        min_version=answer.version + 1,
+    )
+    with pytest.raises(errors.VersionsLost):
+        protocol.accept(await here.put(seen))
+    assert here.owned.head.version == answer.version
+    seen = msgspec.structs.replace(seen, min_version=answer.version)
+    assert protocol.accept(await here.put(seen)).text == "again"

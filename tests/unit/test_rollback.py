@@ -336,13 +336,3 @@ def test_who_claimed_afterwards_knows_how_much_was_there() -> None:
     }
     newer = msgspec.structs.replace(found, version=8, next_seq=18)
     assert rollback.as_of(lost, newer) == lost
-
-
-def test_what_a_client_has_seen_is_lost() -> None:
-    """The owner that claimed version 3 and has written 4 says that 4 is lost, too."""
-    claimed = msgspec.structs.replace(store_samples.new(store_samples.key()).head(), version=3)
-    head = msgspec.structs.replace(claimed, version=4)
-    rollback.demand(head, claimed, 4)
-    with pytest.raises(errors.VersionsLost, match="after version 3") as raised:
-        rollback.demand(head, claimed, 5)
-    assert raised.value.ids["version"] == "3"

@@ -172,7 +172,7 @@ class InProcessCluster:
         if self.gate is not None:
             await self.gate()
         head = await self._store.sessions.head(key)
-        rollback.demand(head, head, request.min_version)
+        rollback.demand(head, request.min_version)
         return await self._turn(key, request.epoch, nonce, request.message, request.body_digest)
 
     async def control(

@@ -220,8 +220,8 @@ class SessionLedger:
         elif operation.token:
             self._possible.add(operation.token)
         if operation.reason in LOST and operation.reply is not None:
-            kept, lost = operation.reply.version, operation.min_version
-            self._losses.append(Loss(kept_version=kept, lost_version=lost))
+            # Nobody knows since when: of the versions that are there some may be others' by now.
+            self._losses.append(Loss(kept_version=0, lost_version=operation.min_version))
         if operation.ending is not Ending.OK:
             return
         if operation.kind is Kind.ACCEPT:
