@@ -7,41 +7,18 @@ moment that stops being so, the next write says `Fenced` and the process ends.
 import asyncio
 import contextlib
 import random
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator
 
 import msgspec
 
 from torpor import clock, errors, ids, limits, messages, probes
-from torpor.actors import checkpoints, outcomes, rollback, turn_context
+from torpor.actors import changes, checkpoints, outcomes, rollback
 from torpor.storage import blobs, history, keyring, records, segments, storage_proof, store
 
 #: An owner whose commit's answer was lost asks this often what became of it; with the pauses
 #: between, about as long as a store takes to restart.
 RESOLVE_TRIES_MAX = 12
 RESOLVE_PAUSE_S = 0.5
-
-
-class Change(msgspec.Struct, frozen=True, kw_only=True):
-    """What one commit changes, before it is numbered. None and empty mean: as it was."""
-
-    drafts: Sequence[turn_context.Draft] = ()
-    #: The agent, pickled.
-    state: bytes | None = None
-    manifest: str | None = None
-    #: The restore point whose state is the newest again, unless `state` differs from it.
-    back_to: records.RestorePoint | None = None
-    status: records.Status | None = None
-    usage: records.Usage | None = None
-    #: The request that this commit resolves, and how.
-    request_id: str = ""
-    body_digest: str = ""
-    outcome: records.OutcomeState = records.OutcomeState.DONE
-    #: Which of `drafts` answers the request.
-    answer: int = -1
-    #: Request ids of the inbox's first items that this commit removes.
-    consumed: Sequence[str] = ()
-    #: What is known already of requests that came again, and is to be known beside the hot tail.
-    known: Mapping[str, records.Outcome] = {}
 
 
 class Ownership:
@@ -135,7 +112,7 @@ class Ownership:
             )
         return known
 
-    async def commit(self, change: Change) -> records.Committed:
+    async def commit(self, change: changes.Change) -> records.Committed:
         """Make a change true; afterwards the mirror shows it.
 
         Raises:
@@ -156,6 +133,17 @@ class Ownership:
         self._reach(probes.Point.COMMIT_AFTER, commit)
         self._mirror(commit, change)
         return committed
+
+    async def confirm(self) -> None:
+        """Make sure that the store knows this owner.
+
+        Raises:
+            Fenced, SessionDeleted, VersionsLost: this process must end.
+            StoreUnavailable
+        """
+        async with self._telling_losses():
+            if (await self._store.sessions.head(self.head.key)).nonce != self.head.nonce:
+                raise errors.Fenced(session=self.head.key.session)
 
     async def release(self) -> bool:
         """Give the session up in order, sealing a long tail; False while the inbox holds something.
@@ -262,7 +250,7 @@ class Ownership:
             requests=list(commit.outcomes),
         )
 
-    async def _numbered(self, change: Change) -> records.Commit:
+    async def _numbered(self, change: changes.Change) -> records.Commit:
         head = self.head
         version, at_ms = head.version + 1, self._clock.now_ms()
         events = [
@@ -291,24 +279,10 @@ class Ownership:
             back_to=0 if change.back_to is None else change.back_to.version,
             status=change.status,
             usage=change.usage,
-            outcomes=self._outcome(change, events, version, at_ms),
+            outcomes=change.outcome_of(events, version, at_ms),
             consumed=change.consumed,
             at_ms=at_ms,
         )
-
-    def _outcome(
-        self, change: Change, events: Sequence[messages.Event], version: int, at_ms: int
-    ) -> Mapping[str, records.Outcome]:
-        if not change.request_id:
-            return change.known
-        outcome = records.Outcome(
-            body_digest=change.body_digest,
-            state=change.outcome,
-            version=version,
-            seq=events[change.answer].seq,
-            at_ms=at_ms,
-        )
-        return {change.request_id: outcome}
 
     async def _resolve(self, commit: records.Commit) -> records.Committed:
         """Learn what became of a commit whose answer was lost.
@@ -376,7 +350,7 @@ class Ownership:
         self.head = (await self._acquire(again)).head
         return self.head
 
-    def _mirror(self, commit: records.Commit, change: Change) -> None:
+    def _mirror(self, commit: records.Commit, change: changes.Change) -> None:
         if commit.checkpoint is not None and change.state is not None:
             self.checkpoints.committed(change.state)
         if commit.events:

@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 import msgspec
 
 from torpor import definition, errors, loss, messages
-from torpor.actors import agent_thread, output, ownership, stopwatch, turn_context
+from torpor.actors import agent_thread, changes, output, ownership, stopwatch, turn_context
 from torpor.storage import (
     blobs,
     digests,
@@ -176,7 +176,7 @@ class Waking:
         head, lost = self._owned.head, _lost(self._owned.head, found)
         kept = await thread.recover(lost, self.snapshotter)
         committed = await self._owned.commit(
-            ownership.Change(
+            changes.Change(
                 drafts=(_event(head, lost, error),),
                 state=kept.state,
                 manifest=kept.snapshot.manifest,

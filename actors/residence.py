@@ -5,14 +5,17 @@ actor.
 """
 
 import asyncio
+import contextlib
 import logging
 import time
+from collections.abc import AsyncIterator
 
 import msgspec
 
 from torpor import clock, definition, errors, limits, messages, probes
 from torpor.actors import (
     agent_thread,
+    changes,
     deltas,
     lifecycle,
     mailbox,
@@ -119,7 +122,7 @@ class Residence:
         self._watch.restart()
         match work:
             case protocol.Deliver():
-                rollback.demand(self._owned.head, work.min_version)
+                await self._demand_version(work.min_version)
                 return await self._deliver(work.message, work.body_digest)
             case protocol.DrainInbox():
                 await self._drain_inbox()
@@ -147,6 +150,14 @@ class Residence:
             raise errors.SessionPaused(session=self._key.session)
         return await self._turn(message, body_digest, consumed=())
 
+    async def _demand_version(self, seen: int) -> None:
+        if self._owned.head.version >= seen:
+            return
+        # Another may have taken the session over and gone on.
+        async with self._ending_if_lost():
+            await self._owned.confirm()
+        rollback.demand(self._owned.head, seen)
+
     def _demand_residence(self) -> None:
         if self._phase is not lifecycle.Phase.IDLE:
             raise errors.Fenced(LEFT)
@@ -168,29 +179,15 @@ class Residence:
         known = self._owned.outcomes.get(request_id)
         if known is not None and known.state is not records.OutcomeState.PENDING:
             # It was handled before its acceptance was repeated; only the item is left to remove.
-            again = ownership.Change(consumed=(request_id,), known={request_id: known})
+            again = changes.Change(consumed=(request_id,), known={request_id: known})
             await self._commit(again)
             return
         if item.forgotten is not None:
-            lost = rollback.as_of(item.forgotten, self._owned.claimed)
-            draft = turn_context.Draft(type=messages.SESSION_RECOVERED, data=rollback.data(lost))
-            await self._commit(
-                ownership.Change(
-                    drafts=(draft,),
-                    request_id=request_id,
-                    body_digest=item.body_digest,
-                    consumed=(request_id,),
-                )
-            )
+            await self._commit(turn_record.recovered(item, item.forgotten, self._owned.claimed))
             return
         if self._owned.head.fruitless > limits.FRUITLESS_CLAIMS_MAX:
             error = errors.MessageGivenUp(session=self._key.session, request_id=request_id)
-            failure = agent_thread.TurnFailure(
-                reason=error.reason, message=error.message, traceback=""
-            )
-            await self._commit(
-                turn_record.change(item.message, item.body_digest, failure, consumed=(request_id,))
-            )
+            await self._commit(turn_record.given_up(item, error))
             return
         await self._turn(item.message, item.body_digest, consumed=(request_id,))
 
@@ -263,7 +260,7 @@ class Residence:
             raise
         written = {"path": work.path, "size_bytes": work.size_bytes, "digest": work.digest}
         draft = turn_context.Draft(type=messages.WORKSPACE_WRITTEN, data=written)
-        change = ownership.Change(
+        change = changes.Change(
             drafts=(draft,),
             manifest=taken.manifest,
             request_id=work.request_id,
@@ -291,7 +288,7 @@ class Residence:
         kind = messages.SESSION_PAUSED if paused else messages.SESSION_RESUMED
         self._move(lifecycle.Signal.BEGAN)
         committed = await self._commit(
-            ownership.Change(drafts=(turn_context.Draft(type=kind, data={}),), status=wanted)
+            changes.Change(drafts=(turn_context.Draft(type=kind, data={}),), status=wanted)
         )
         if not paused and self._phase is lifecycle.Phase.IDLE:
             await self._drain_inbox()
@@ -339,7 +336,7 @@ class Residence:
         except OSError as error:
             log.warning("files not left: %s", error, extra={"action": "files_not_left"})
 
-    async def _commit(self, change: ownership.Change) -> records.Committed:
+    async def _commit(self, change: changes.Change) -> records.Committed:
         """Commit from phase WORKING (or IDLE, for bookkeeping); a failure ends this activation."""
         if self._phase is lifecycle.Phase.IDLE:
             self._move(lifecycle.Signal.BEGAN)
@@ -375,13 +372,21 @@ class Residence:
     async def _tidy(self) -> None:
         """Between jobs: keep the hot tail bounded. A failure here costs nothing but another try."""
         try:
-            await self._owned.seal_if_longer_than(limits.HOT_EVENTS_MAX)
-        except (errors.Fenced, errors.SessionDeleted):
-            self._move(lifecycle.Signal.FENCED)
-        except errors.VersionsLost:
-            await self._spoil()
+            async with self._ending_if_lost():
+                await self._owned.seal_if_longer_than(limits.HOT_EVENTS_MAX)
         except errors.TorporError as error:
             log.warning("not sealed: %s", error, extra={"action": "seal_failed"})
+
+    @contextlib.asynccontextmanager
+    async def _ending_if_lost(self) -> AsyncIterator[None]:
+        try:
+            yield
+        except (errors.Fenced, errors.SessionDeleted):
+            self._move(lifecycle.Signal.FENCED)
+            raise
+        except errors.VersionsLost:
+            await self._spoil()
+            raise
 
     async def _spoil(self) -> None:
         """End this activation: what memory holds is not what the store holds."""

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
-from torpor import messages
-from torpor.actors import agent_thread, ownership, protocol, turn_context
+from torpor import errors, messages
+from torpor.actors import agent_thread, changes, protocol, rollback, turn_context
 from torpor.storage import records
 
 
@@ -17,7 +17,7 @@ def change(
     emitted: Sequence[turn_context.Draft] = (),
     consumed: Sequence[str] = (),
     usage: records.Usage | None = None,
-) -> ownership.Change:
+) -> changes.Change:
     """Return the change that makes a turn true: what was said, printed, emitted, and the answer.
 
     The answer is the last draft. A failed turn leaves neither state nor files nor emitted events.
@@ -35,7 +35,7 @@ def change(
             "message": result.message,
             "traceback": result.traceback,
         }
-        return ownership.Change(
+        return changes.Change(
             drafts=(*drafts, turn_context.Draft(type=messages.AGENT_ERROR, data=request | failed)),
             request_id=message.request_id,
             body_digest=body_digest,
@@ -47,7 +47,7 @@ def change(
     if result.reply.data:
         replied["data"] = result.reply.data
     answer = turn_context.Draft(type=messages.AGENT_MESSAGE, data=request | replied)
-    return ownership.Change(
+    return changes.Change(
         drafts=(*drafts, *emitted, answer),
         state=result.state,
         manifest=result.snapshot.manifest,
@@ -58,7 +58,27 @@ def change(
     )
 
 
-def answer(made: ownership.Change, committed: records.Committed) -> messages.Event:
+def given_up(item: records.InboxItem, error: errors.MessageGivenUp) -> changes.Change:
+    """Return the change that answers a message which ended every process that handled it."""
+    failure = agent_thread.TurnFailure(reason=error.reason, message=error.message, traceback="")
+    consumed = (item.message.request_id,)
+    return change(item.message, item.body_digest, failure, consumed=consumed)
+
+
+def recovered(
+    item: records.InboxItem, forgotten: records.Forgotten, claimed: records.Head
+) -> changes.Change:
+    """Return the change that reports what a former owner left to be reported."""
+    data = rollback.data(rollback.as_of(forgotten, claimed))
+    return changes.Change(
+        drafts=(turn_context.Draft(type=messages.SESSION_RECOVERED, data=data),),
+        request_id=item.message.request_id,
+        body_digest=item.body_digest,
+        consumed=(item.message.request_id,),
+    )
+
+
+def answer(made: changes.Change, committed: records.Committed) -> messages.Event:
     """Return the event that answers the turn, which is the last one of its commit."""
     draft = made.drafts[-1]
     return messages.Event(

@@ -15,7 +15,7 @@ import msgspec
 import pytest
 
 from torpor import clock, errors, messages, probes
-from torpor.actors import ownership, protocol
+from torpor.actors import changes, ownership, protocol
 from torpor.router import deadline, wake_sweeper, waking
 from torpor.storage import history, keys, local_blobs, records, redis_store, redis_wake, scripts
 from torpor.testing import activations, invariants, recording, store_samples, valkey, witness
@@ -141,7 +141,7 @@ class Early:
     def commit(self) -> Callable[..., object]:
         """Return what takes the place of `Ownership.commit`."""
 
-        async def early(owned: ownership.Ownership, change: ownership.Change) -> records.Committed:
+        async def early(owned: ownership.Ownership, change: changes.Change) -> records.Committed:
             commit = await owned._numbered(change)
             self.left.append((owned, commit))
             owned._mirror(commit, change)
@@ -215,7 +215,7 @@ async def test_one_commit_names_everything(
     """A commit without files or state leaves the next owner with those of another version: I4."""
     commit = ownership.Ownership.commit
 
-    async def partly(owned: ownership.Ownership, change: ownership.Change) -> records.Committed:
+    async def partly(owned: ownership.Ownership, change: changes.Change) -> records.Committed:
         return await commit(owned, msgspec.structs.replace(change, **{part: None}))
 
     owner = await stage.owner()

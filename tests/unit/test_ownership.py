@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from torpor import errors, limits, messages
-from torpor.actors import ownership, turn_context, turn_record
+from torpor.actors import changes, ownership, turn_context, turn_record
 from torpor.storage import local_blobs, memory_store, records, segments, storage_proof
 from torpor.testing import activations
 from torpor.testing.clock import FakeClock
@@ -38,9 +38,9 @@ async def owned(
     return mine
 
 
-def _turn(request_id: str, *, digest: str = "body", **changes: Any) -> ownership.Change:
+def _turn(request_id: str, *, digest: str = "body", **more: Any) -> changes.Change:
     data = {"text": "words", "request_id": request_id, "body_digest": digest}
-    change = ownership.Change(
+    change = changes.Change(
         drafts=(
             turn_context.Draft(type=USER, data=data),
             turn_context.Draft(type=AGENT, data=data),
@@ -48,7 +48,7 @@ def _turn(request_id: str, *, digest: str = "body", **changes: Any) -> ownership
         request_id=request_id,
         body_digest=digest,
     )
-    return msgspec.structs.replace(change, **changes)
+    return msgspec.structs.replace(change, **more)
 
 
 async def test_mirror_is_the_head(
@@ -58,8 +58,8 @@ async def test_mirror_is_the_head(
     for change in (
         _turn("a", state=b"one", manifest="m1", usage=records.Usage(turns=1)),
         _turn("b"),
-        ownership.Change(drafts=(turn_context.Draft(type="app.note", data={}),)),
-        ownership.Change(status=records.Status.PAUSED),
+        changes.Change(drafts=(turn_context.Draft(type="app.note", data={}),)),
+        changes.Change(status=records.Status.PAUSED),
         _turn("c", state=bytes(limits.INLINE_STATE_BYTES_MAX), manifest=""),
     ):
         committed = await owned.commit(change)
@@ -74,7 +74,7 @@ async def test_state_travels_inline_or_as_a_blob(
 ) -> None:
     """Small states lie in the store, large ones in a blob; both come back verified."""
     for payload, inline in ((b"small", True), (bytes(limits.INLINE_STATE_BYTES_MAX), False)):
-        await owned.commit(ownership.Change(state=payload))
+        await owned.commit(changes.Change(state=payload))
         assert owned.head.checkpoint is not None
         assert owned.head.checkpoint.inline is inline
         next_one, acquired = await activations.claim(store, blobs, owned.head.key)
@@ -188,7 +188,7 @@ async def test_what_was_done_stays_done_though_it_waits_again(
     known = later.remembered("first", "body")
     assert known is not None
     assert known.state is records.OutcomeState.DONE
-    await later.commit(ownership.Change(consumed=("first",), known={"first": known}))
+    await later.commit(changes.Change(consumed=("first",), known={"first": known}))
     assert await store.sessions.outcome(key, "first") == known
     for number in range(limits.HOT_EVENTS_MAX // 2):
         await later.commit(_turn(f"later-{number}"))

@@ -5,7 +5,7 @@ import pytest
 
 import torpor
 from torpor import errors, limits, messages
-from torpor.actors import ownership, recovery
+from torpor.actors import changes, recovery
 from torpor.storage import keyring, keys, local_blobs, manifest, segments
 from torpor.testing import activations, damage
 
@@ -230,7 +230,7 @@ async def test_files_before_the_first_turn(place: damage.Place) -> None:
                 )
             )
         )
-    await owned.commit(ownership.Change(manifest=digest))
+    await owned.commit(changes.Change(manifest=digest))
     damage.flip(place.blob(place.entry(digest, "given").digest))
     assert await damage.read(await place.wake(key)) == {"turns": 0, "files": []}
     assert damage.Keeper.told[0].files == ("given",)

@@ -13,7 +13,7 @@ import torpor
 from torpor import definition, errors, messages
 from torpor.actors import protocol, rollback
 from torpor.storage import memory_store, records
-from torpor.testing import activations
+from torpor.testing import activations, store_samples
 
 Activate = Callable[..., Awaitable[activations.Activation]]
 
@@ -168,3 +168,25 @@ async def test_a_message_that_has_seen_more_is_refused(
     assert here.owned.head.version == answer.version
     seen = msgspec.structs.replace(seen, min_version=answer.version)
     assert protocol.accept(await here.put(seen)).text == "again"
+
+
+async def test_an_owner_that_was_taken_over_does_not_speak_of_losses(
+    store: memory_store.MemoryStore, activate: Activate
+) -> None:
+    """Who has seen more than it has may have been answered by the one in office: it ends."""
+    key = await activations.new_session(store)
+    here = await activate(key)
+    answer = await here.send("hello")
+    head = await store.sessions.head(key)
+    await store.sessions.acquire(store_samples.claim(head))
+    seen = protocol.Deliver(
+        epoch=1,
+        message=messages.Message(text="again", request_id="seen"),
+        body_digest="again",
+        busy=protocol.BusyPolicy.ENQUEUE,
+        deadline_s=60.0,
+        min_version=answer.version + 1,
+    )
+    with pytest.raises(errors.Fenced):
+        protocol.accept(await here.put(seen))
+    await here.ended()

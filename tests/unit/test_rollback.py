@@ -8,7 +8,7 @@ import pytest
 import redis
 
 from torpor import errors, limits, messages
-from torpor.actors import ownership, rollback, turn_context
+from torpor.actors import changes, ownership, rollback, turn_context
 from torpor.storage import keys, local_blobs, records, redis_store
 from torpor.testing import activations, store_samples, valkey
 
@@ -47,9 +47,9 @@ async def store(own_store_server: valkey.Server) -> AsyncIterator[redis_store.Re
     await opened.close()
 
 
-def _turn(request_id: str) -> ownership.Change:
+def _turn(request_id: str) -> changes.Change:
     draft = turn_context.Draft(type=messages.AGENT_MESSAGE, data={"text": request_id})
-    return ownership.Change(
+    return changes.Change(
         drafts=(draft,), state=request_id.encode(), request_id=request_id, body_digest="d"
     )
 
