@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import functools
-import itertools
 import logging
 import os
 from collections.abc import Callable, Coroutine
@@ -19,6 +18,7 @@ from torpor.actors import (
     lease,
     load_meter,
     protocol,
+    recognition,
     remains,
     slot_board,
     slot_process,
@@ -67,8 +67,7 @@ class NodeAgent:
         self._in_office = False
         self._keeper: lease.LeaseKeeper
         self._store = redis_store.open(place)
-        #: Of the store, as of the last look for claims that it has forgotten.
-        self._connections_lost = 0
+        self._recognition = recognition.Recognition(self._store)
 
     async def start(self) -> str:
         """Take office; returns the incarnation. An agent that is in office stays as it is."""
@@ -186,30 +185,24 @@ class NodeAgent:
 
         Raises:
             Fenced: it has not; whoever wants to wake the session has to look again.
+            NoCapacity: it is in a turn, and will say afterwards what else is lost with its claim.
         """
         slot = self._slots.get((key, epoch))
         if slot is None or slot.dead.is_set():
             return
         if (await self._store.sessions.head(key)).epoch < epoch:
-            await slot.make_way()
+            log.warning("forgotten by the store: %s", key, extra={"action": "forgotten"})
+            if not await slot.leaves() and await slot.answers():
+                raise errors.NoCapacity("a former process of the session is busy here")
+            await slot.kill()
         if (await self._store.sessions.head(key)).epoch >= epoch:
             raise errors.Fenced(session=key.session)
 
-    async def _look_for_forgotten(self) -> None:
-        """End the processes here whose claims the store has forgotten, if it may be another now.
-
-        A server that failed over to a replica closes the connections of the one before.
-        """
-        lost = self._store.connections_lost
-        if lost == self._connections_lost:
-            return
-        here = self._living()
-        forgotten = await asyncio.gather(
-            *(slot.is_forgotten(self._store.sessions) for slot in here)
-        )
-        for slot in itertools.compress(here, forgotten):
-            self._spawn(slot.make_way())
-        self._connections_lost = lost
+    async def _ask_forgotten(self) -> None:
+        """Ask those to leave whom the store does not know: nobody else knows what is lost."""
+        for slot in await self._recognition.forgotten(self._living()):
+            log.warning("forgotten by the store: %s", slot.key, extra={"action": "forgotten"})
+            self._spawn(slot.evict())
 
     def _on_death(self, slot: slot_process.Slot) -> None:
         self._spawn(self._lay_to_rest(slot))
@@ -259,7 +252,8 @@ class NodeAgent:
                 for candidate in self._leaving(self._reading):
                     self._spawn(self._by_name(candidate.slot).ask_to_leave())
                 await self._store.nodes.publish_load(self._load(self._reading))
-                await self._look_for_forgotten()
+                if self._recognition.due():
+                    self._spawn(self._ask_forgotten())
                 if self._beat % TRIM_BEATS == 0:
                     self._spawn(remains.forget_deleted(self._maker.kept, self._store.sessions))
             except errors.TorporError as error:
@@ -376,6 +370,8 @@ class NodeAgent:
         """After a lapse: drop everything this node had, then come back as a new incarnation."""
         while True:
             await self._lapsed.wait()
+            # Nobody but they may know what a store has lost that was away for so long.
+            await asyncio.gather(*(slot.leaves() for slot in self._living()))
             for slot in list(self._slots.values()):
                 with contextlib.suppress(errors.TorporError):
                     await slot.kill()

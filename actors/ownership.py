@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator
 import msgspec
 
 from torpor import clock, errors, ids, limits, messages, probes
-from torpor.actors import changes, checkpoints, outcomes, rollback
+from torpor.actors import changes, checkpoints, loss_report, outcomes, rollback
 from torpor.storage import blobs, history, keyring, records, segments, storage_proof, store
 
 #: An owner whose commit's answer was lost asks this often what became of it; with the pauses
@@ -63,6 +63,8 @@ class Ownership:
         acquired = await self._acquire(claim)
         self.claimed = self.head = acquired.head
         self.history = history.History(self._store.sessions, self._blobs, claim.key)
+        if acquired.hot:
+            self._newest = msgspec.structs.replace(acquired.hot[-1], data={})
         self.outcomes = dict(acquired.outcomes)
         self._beside_hot = set(acquired.outcomes)
         if acquired.head.cold_index:
@@ -142,7 +144,8 @@ class Ownership:
             StoreUnavailable
         """
         async with self._telling_losses():
-            if (await self._store.sessions.head(self.head.key)).nonce != self.head.nonce:
+            stored = await self._store.sessions.head(self.head.key)
+            if stored.nonce != self.head.nonce or rollback.went_back(self.head, stored):
                 raise errors.Fenced(session=self.head.key.session)
 
     async def release(self) -> bool:
@@ -306,12 +309,8 @@ class Ownership:
                 continue
             landed = acquired.head.commit_id == commit.commit_id
             known, self.head = self._known(), acquired.head
-            if rollback.went_back(known.head, acquired.head):
-                # The claim was there still: it was taken from this very process.
-                lost = known.forgotten(acquired.head)
-                raise await rollback.report(
-                    self._store.sessions, acquired.head, lost, self._clock.now_ms()
-                )
+            if rollback.went_back(known.head, acquired.head) and (lost := await self._lost(known)):
+                raise lost
             if landed:
                 return records.Committed(
                     version=acquired.head.version, next_seq=acquired.head.next_seq, duplicate=True
@@ -328,27 +327,16 @@ class Ownership:
         try:
             yield
         except (errors.VersionConflict, errors.Fenced) as error:
-            raise await self._versions_lost() or error from None
+            raise await self._lost(self._known()) or error from None
 
-    async def _versions_lost(self) -> errors.VersionsLost | None:
-        """Return what was lost, None if the store is not behind this owner or cannot be asked."""
-        with contextlib.suppress(errors.TorporError):
-            return await rollback.look(
-                self._store, self.history, self._known(), self._claim_again, self._clock.now_ms()
-            )
-        return None
+    async def _lost(self, known: rollback.Known) -> errors.VersionsLost | None:
+        report = loss_report.LossReport(self._store, self._clock)
+        return await report.compare(self.history, known, nonce=self.head.nonce)
 
     def _known(self) -> rollback.Known:
         return rollback.Known(
             claimed=self.claimed, head=self.head, newest=self._newest, outcomes=self.outcomes
         )
-
-    async def _claim_again(self, stored: records.Head) -> records.Head:
-        """Claim the session of a store that went back to before the claim."""
-        observed = {"observed_epoch": stored.epoch, "observed_incarnation": ""}
-        again = msgspec.structs.replace(self._claim, **observed, nonce=ids.nonce())
-        self.head = (await self._acquire(again)).head
-        return self.head
 
     def _mirror(self, commit: records.Commit, change: changes.Change) -> None:
         if commit.checkpoint is not None and change.state is not None:

@@ -165,10 +165,8 @@ class Residence:
     async def _drain_inbox(self) -> None:
         """Handle what was accepted, in order; what a paused session was sent waits."""
         for item in await self._store.sessions.inbox(self._key):
-            if (
-                self._phase is not lifecycle.Phase.IDLE
-                or self._owned.head.status is records.Status.PAUSED
-            ):
+            paused = self._owned.head.status is records.Status.PAUSED
+            if self._phase is not lifecycle.Phase.IDLE or (paused and item.forgotten is None):
                 return
             await self._handle_item(item)
         # Looks again after removing the hint: what arrived meanwhile is hinted anew, and swept.

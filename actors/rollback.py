@@ -9,24 +9,18 @@ requests, and what the owner holds in memory is thrown away, so that the two nev
 If another owns the session by then, it writes that event: it finds what to report in the inbox.
 """
 
-import contextlib
-import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
 
-from torpor import errors, ids, messages
-from torpor.storage import digests, history, records, store
-
-log = logging.getLogger(__name__)
+from torpor import errors, messages
+from torpor.storage import history, records
 
 #: In `session.recovered`: why.
 REASON = "store_went_back"
 #: The newest of the lost requests are named, so that the event stays small.
 REQUESTS_NAMED_MAX = 100
-#: Who speaks in an item of the inbox that is a report.
-SENDER = "torpor"
 
 
 class Known(msgspec.Struct, frozen=True, kw_only=True):
@@ -36,17 +30,17 @@ class Known(msgspec.Struct, frozen=True, kw_only=True):
     claimed: records.Head
     #: Last.
     head: records.Head
-    #: Its own newest event, without the data; None while it has written none.
+    #: The newest event, without its data; None if it has neither written nor found one.
     newest: messages.Event | None
     outcomes: Mapping[str, records.Outcome]
 
-    def forgotten(self, kept: records.Head) -> records.Forgotten:
-        """Return what is lost if `kept` is all that the store still has of it."""
-        requests = [rid for rid, outcome in self.outcomes.items() if outcome.version > kept.version]
+    def forgotten(self, kept_version: int, next_seq: int) -> records.Forgotten:
+        """Return what is lost if the store has no more of it than this version."""
+        requests = [rid for rid, outcome in self.outcomes.items() if outcome.version > kept_version]
         return records.Forgotten(
             version=self.head.version,
-            kept_version=kept.version,
-            first_seq=kept.next_seq,
+            kept_version=kept_version,
+            first_seq=next_seq,
             last_seq=self.head.next_seq - 1,
             requests=requests[-REQUESTS_NAMED_MAX:],
         )
@@ -76,113 +70,59 @@ def demand(head: records.Head, seen: int) -> None:
         )
 
 
-async def look(
-    world: store.Store,
-    past: history.History,
-    known: Known,
-    claim_again: Callable[[records.Head], Awaitable[records.Head]],
-    at_ms: int,
-) -> errors.VersionsLost | None:
-    """Compare the store with what an owner knows; what is lost is reported, and the error returned.
+async def find(
+    past: history.History, known: Known, stored: records.Head, *, mine: bool
+) -> records.Forgotten | None:
+    """Return what is lost of what an owner was told; None if nothing is.
 
     Args:
-        world: the store.
         past: the session's history.
         known: what the owner was told.
-        claim_again: claims a session that nobody owns and returns its head.
-        at_ms: the owner's wall clock.
+        stored: the head as it is in the store.
+        mine: whether that owner holds the session there.
 
     Raises:
-        SessionNotFound, SessionDeleted, StoreUnavailable: the store cannot be asked.
+        SessionNotFound, SessionDeleted, StoreUnavailable, StorageUnavailable, DataLoss: the history
+            cannot be read.
     """
-    stored = await world.sessions.head(known.head.key)
-    if not went_back(known.head, stored) and not await _overwritten(past, known, stored):
+    if mine:
+        # Nobody else has written.
+        if not went_back(known.head, stored):
+            return None
+        return known.forgotten(stored.version, stored.next_seq)
+    if not went_back(known.head, stored) and (
+        known.newest is None or await _stands(past, known.newest)
+    ):
         return None
-    kept, mine = stored, stored.nonce == known.head.nonce
-    if not mine:
-        # Its claim is lost: what follows the version that it claimed is by others.
-        kept = min(stored, known.claimed, key=lambda head: head.version)
-    if stored.owner is None:
-        # Whoever asks is told all the same.
-        with contextlib.suppress(errors.TorporError):
-            stored, mine = await claim_again(stored), True
-    lost = known.forgotten(kept)
-    return await (
-        report(world.sessions, stored, lost, at_ms) if mine else leave(world, stored, lost, at_ms)
+    # What follows is by others, in the numbers of what is lost.
+    return known.forgotten(*min((stored.version, stored.next_seq), await _kept(past, known)))
+
+
+async def _kept(past: history.History, known: Known) -> tuple[int, int]:
+    """Return the version of the owner's newest turn that still stands, or of its claim.
+
+    And the seq after it. What the owner wrote stands up to some turn, so it is halved.
+    """
+    turns = sorted(
+        (each for each in known.outcomes.values() if each.version > known.claimed.version),
+        key=lambda each: each.version,
     )
+    low, high = 0, len(turns)
+    while low < high:
+        middle = (low + high) // 2
+        if await _stands(past, turns[middle]):
+            low = middle + 1
+        else:
+            high = middle
+    if low == 0:
+        return known.claimed.version, known.claimed.next_seq
+    return turns[low - 1].version, turns[low - 1].seq + 1
 
 
-async def _overwritten(past: history.History, known: Known, stored: records.Head) -> bool:
-    """Whether others own the session whose history does not have what this owner wrote."""
-    if known.newest is None or stored.epoch <= known.head.epoch:
-        return False
-    found = await past.read(after=known.newest.seq - 1, limit=1)
-    return [(event.version, event.at_ms) for event in found] != [
-        (known.newest.version, known.newest.at_ms)
-    ]
-
-
-async def report(
-    sessions: store.Sessions, stored: records.Head, lost: records.Forgotten, at_ms: int
-) -> errors.VersionsLost:
-    """Write into the history of a session that the caller owns what is lost of it."""
-    event = messages.Event(
-        seq=stored.next_seq,
-        type=messages.SESSION_RECOVERED,
-        data=data(lost),
-        version=stored.version + 1,
-        at_ms=at_ms,
-    )
-    commit = records.Commit(
-        key=stored.key,
-        epoch=stored.epoch,
-        nonce=stored.nonce,
-        expected_version=stored.version,
-        commit_id=ids.nonce(),
-        events=(event,),
-        at_ms=at_ms,
-    )
-    return await _told(stored, lost, sessions.commit(commit))
-
-
-async def leave(
-    world: store.Store, stored: records.Head, lost: records.Forgotten, at_ms: int
-) -> errors.VersionsLost:
-    """Leave it to the session's owner to report what is lost, in its inbox."""
-    message = messages.Message(text="", request_id=ids.random_id("forgotten"), sender=SENDER)
-    item = records.InboxItem(
-        message=message,
-        body_digest=digests.of(msgspec.json.encode(lost)),
-        at_ms=at_ms,
-        forgotten=lost,
-    )
-
-    async def put() -> None:
-        await world.wake.ensure(stored.key)
-        await world.sessions.enqueue(stored.key, item)
-        # As for any message: a sweep may have taken the first hint away before it was there.
-        await world.wake.ensure(stored.key)
-
-    return await _told(stored, lost, put())
-
-
-async def _told(
-    stored: records.Head, lost: records.Forgotten, told: Awaitable[object]
-) -> errors.VersionsLost:
-    error = errors.VersionsLost(
-        f"the store went back to an earlier state and is at version {stored.version}; of what it "
-        f"had acknowledged from version {lost.kept_version + 1} to {lost.version}, something is "
-        "gone",
-        tenant=stored.key.tenant,
-        session=stored.key.session,
-    )
-    log.error("%s: %s", stored.key, error, extra={"action": "versions_lost"})
-    try:
-        await told
-    except errors.TorporError as refused:
-        # The caller is told all the same, and so is whoever asks for a version that it has seen.
-        log.warning("%s: not reported: %s", stored.key, refused, extra={"action": "not_reported"})
-    return error
+async def _stands(past: history.History, written: messages.Event | records.Outcome) -> bool:
+    """Whether the history has an event as its owner knows it: another's has another time."""
+    found = await past.read(after=written.seq - 1, limit=1)
+    return [(event.version, event.at_ms) for event in found] == [(written.version, written.at_ms)]
 
 
 def as_of(lost: records.Forgotten, claimed: records.Head) -> records.Forgotten:

@@ -24,8 +24,8 @@ DEATH_TIMEOUT_S = 10.0
 PING_TIMEOUT_S = 2.0
 #: A session that is asked to leave does so within this, or is asked whether it lives.
 LEAVE_TIMEOUT_S = 30.0
-#: A process whose claim the store has forgotten says what else is lost within this, or is killed.
-FORGOTTEN_GRACE_S = 5.0
+#: A process that may own its session no more, and is not in a turn, is gone within this.
+LEAVES_S = 5.0
 
 
 class Slot:
@@ -181,15 +181,15 @@ class Slot:
             return (await sessions.head(self.key)).nonce != self.nonce
         return True
 
-    async def make_way(self) -> None:
-        """End a process whose claim the store has forgotten: another may own the session now.
-
-        Nobody else knows what is lost with its claim; it reports that as it leaves.
-        """
-        log.warning("forgotten by the store: %s", self.key, extra={"action": "forgotten"})
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self.evict(), FORGOTTEN_GRACE_S)
-        await self.kill()
+    async def leaves(self) -> bool:
+        """Ask the session to leave, and await the end of its process for a while."""
+        try:
+            async with asyncio.timeout(LEAVES_S):
+                await self.evict()
+                await self.dead.wait()
+        except TimeoutError:
+            return False
+        return True
 
 
 async def clean(folder: pathlib.Path) -> None:

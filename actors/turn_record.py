@@ -68,13 +68,25 @@ def given_up(item: records.InboxItem, error: errors.MessageGivenUp) -> changes.C
 def recovered(
     item: records.InboxItem, forgotten: records.Forgotten, claimed: records.Head
 ) -> changes.Change:
-    """Return the change that reports what a former owner left to be reported."""
-    data = rollback.data(rollback.as_of(forgotten, claimed))
+    """Return the change that reports what a former owner left to be reported.
+
+    Nothing is, if all that it was told of is there: only its claim was lost.
+    """
+    request_id, lost = item.message.request_id, rollback.as_of(forgotten, claimed)
+    if lost.kept_version >= lost.version:
+        done = records.Outcome(
+            body_digest=item.body_digest,
+            state=records.OutcomeState.DONE,
+            version=claimed.version,
+            at_ms=item.at_ms,
+        )
+        return changes.Change(consumed=(request_id,), known={request_id: done})
+    draft = turn_context.Draft(type=messages.SESSION_RECOVERED, data=rollback.data(lost))
     return changes.Change(
-        drafts=(turn_context.Draft(type=messages.SESSION_RECOVERED, data=data),),
-        request_id=item.message.request_id,
+        drafts=(draft,),
+        request_id=request_id,
         body_digest=item.body_digest,
-        consumed=(item.message.request_id,),
+        consumed=(request_id,),
     )
 
 

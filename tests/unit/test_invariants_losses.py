@@ -60,13 +60,13 @@ def test_loss_that_a_client_was_told(run: Run) -> None:
 
 def test_what_others_have_written_over(run: Run) -> None:
     """Who is told of a loss cannot know since when: what is there may be others' by now."""
-    _, lost = run.go_back(2)
+    kept, lost = run.go_back(2)
     told = run.told(
         Kind.READ,
         ending=Ending.UNKNOWN,
         reason=errors.VersionsLost.reason,
         min_version=lost,
-        reply=Reply(version=lost),
+        reply=Reply(version=kept + 1),
     )
     assert run.found(lossy={KEY: told.begun_s}) == set()
 

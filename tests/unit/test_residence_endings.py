@@ -11,7 +11,7 @@ import pytest
 
 import torpor
 from torpor import definition, errors, messages
-from torpor.actors import protocol, rollback
+from torpor.actors import protocol
 from torpor.storage import memory_store, records
 from torpor.testing import activations, store_samples
 
@@ -126,27 +126,53 @@ async def test_tidying_up_in_a_store_that_went_back(
     assert (await store.sessions.head(here.owned.head.key)).owner is None
 
 
-async def test_what_a_former_owner_left_is_reported(
-    store: memory_store.MemoryStore, activate: Activate
-) -> None:
-    """It is written into the history as it is, and no turn of the agent is made of it."""
-    key = await activations.new_session(store)
-    here = await activate(key)
-    await here.send("hello")
-    lost = records.Forgotten(version=9, kept_version=7, first_seq=8, last_seq=11, requests=["r"])
-    item = records.InboxItem(
+def _left(**lost: Any) -> records.InboxItem:
+    return records.InboxItem(
         message=messages.Message(text="", request_id="left"),
         body_digest="2",
         at_ms=0,
-        forgotten=lost,
+        forgotten=records.Forgotten(requests=["r"], **lost),
     )
-    await store.sessions.enqueue(key, item)
+
+
+@pytest.mark.parametrize("paused", [False, True])
+async def test_what_a_former_owner_left_is_reported(
+    store: memory_store.MemoryStore, activate: Activate, *, paused: bool
+) -> None:
+    """It is written as it is, also while messages wait, and no turn of the agent is made of it."""
+    key = await activations.new_session(store)
+    here = await activate(key)
+    await here.send("hello")
+    if paused:
+        pause = protocol.Control(epoch=1, verb=protocol.Verb.PAUSE, request_id="p", deadline_s=60.0)
+        protocol.accept(await here.put(pause))
+    await store.sessions.enqueue(key, _left(version=9, kept_version=7, first_seq=8, last_seq=11))
     await here.put(protocol.DrainInbox())
     events = await here.owned.history.read(0, 100)
     assert events[-1].type == messages.SESSION_RECOVERED
-    assert events[-1].data == rollback.data(rollback.as_of(lost, here.owned.claimed))
+    # It had found version 1 and the next event 2: older than what the former owner had found.
+    assert events[-1].data == {
+        "reason": "store_went_back",
+        "from_version": 9,
+        "to_version": 1,
+        "lost": {"versions": [2, 9], "events": [2, 11], "requests": ["r"]},
+    }
     assert await store.sessions.inbox(key) == []
     assert [event.type for event in events].count(messages.AGENT_MESSAGE) == 1
+
+
+async def test_a_claim_that_was_lost_alone_is_not_reported(
+    store: memory_store.MemoryStore, activate: Activate
+) -> None:
+    """The former owner could not know whether all that it had found is there: it is."""
+    key = await activations.new_session(store)
+    here = await activate(key)
+    await here.send("hello")
+    await store.sessions.enqueue(key, _left(version=1, kept_version=1, first_seq=2, last_seq=1))
+    await here.put(protocol.DrainInbox())
+    events = await here.owned.history.read(0, 100)
+    assert messages.SESSION_RECOVERED not in [event.type for event in events]
+    assert await store.sessions.inbox(key) == []
 
 
 async def test_a_message_that_has_seen_more_is_refused(

@@ -5,32 +5,18 @@ from collections.abc import AsyncIterator, Callable
 
 import msgspec
 import pytest
-import redis
 
 from torpor import errors, limits, messages
 from torpor.actors import changes, ownership, rollback, turn_context
 from torpor.storage import keys, local_blobs, records, redis_store
 from torpor.testing import activations, store_samples, valkey
+from torpor.testing.past import Past
 
 
 @pytest.fixture
 def blob_store(tmp_path: pathlib.Path) -> local_blobs.LocalBlobStore:
     """An empty blob store."""
     return local_blobs.LocalBlobStore(tmp_path / "blobs")
-
-
-class Past:
-    """Takes everything that the store holds back to an earlier moment."""
-
-    def __init__(self, server: valkey.Server) -> None:
-        self._redis = redis.Redis(port=server.port)
-        self._dumps = {name: self._redis.dump(name) for name in self._redis.scan_iter()}
-
-    def bring_back(self) -> None:
-        """Let the store hold what it held when this was made."""
-        self._redis.flushall()
-        for name, dump in self._dumps.items():
-            self._redis.restore(name, 0, dump)
 
 
 @pytest.fixture
@@ -101,10 +87,17 @@ async def test_release_reports_it_too(
     assert (await _events(owned))[-1].data["lost"]["requests"] == ["lost"]
 
 
-async def test_a_lost_claim_is_made_again(
+async def _left(store: redis_store.RedisStore, key: records.SessionKey) -> records.Forgotten:
+    (item,) = await store.sessions.inbox(key)
+    assert await store.wake.hinted(keys.wake_shard(key), limit=10) == [key]
+    assert item.forgotten is not None
+    return item.forgotten
+
+
+async def test_a_lost_claim(
     store: redis_store.RedisStore, blob_store: local_blobs.LocalBlobStore, past: Callable[[], Past]
 ) -> None:
-    """The store goes back to before the claim: the owner claims again, to report and to end."""
+    """The store goes back to before the claim: whoever owns the session next is to report it."""
     key = await activations.new_session(store)
     before = past()
     owned, _ = await activations.claim(store, blob_store, key)
@@ -112,16 +105,8 @@ async def test_a_lost_claim_is_made_again(
     before.bring_back()
     with pytest.raises(errors.VersionsLost):
         await owned.commit(_turn("new"))
-    assert (await _events(owned))[-1].type == messages.SESSION_RECOVERED
-    await owned.abandon()
     assert (await store.sessions.head(key)).owner is None
-
-
-async def _left(store: redis_store.RedisStore, key: records.SessionKey) -> records.Forgotten:
-    (item,) = await store.sessions.inbox(key)
-    assert await store.wake.hinted(keys.wake_shard(key), limit=10) == [key]
-    assert item.forgotten is not None
-    return item.forgotten
+    assert (await _left(store, key)).requests == ["lost"]
 
 
 async def test_another_owner_is_left_alone(
@@ -240,7 +225,7 @@ async def test_lost_with_the_answer_and_the_claim(
     monkeypatch.setattr(store.sessions, "commit", die)
     with pytest.raises(errors.VersionsLost):
         await owned.commit(_turn("under way"))
-    assert (await _events(owned))[-1].data["lost"]["requests"] == ["lost"]
+    assert (await _left(store, key)).requests == ["lost"]
 
 
 async def test_a_claim_alone_is_no_loss(
@@ -259,43 +244,68 @@ async def test_a_claim_alone_is_no_loss(
     assert messages.SESSION_RECOVERED not in [event.type for event in await _events(owned)]
 
 
-async def test_others_have_written_as_much(
-    store: redis_store.RedisStore, blob_store: local_blobs.LocalBlobStore, past: Callable[[], Past]
+@pytest.mark.parametrize("theirs", [1, 2])
+async def test_another_has_written_and_left(
+    store: redis_store.RedisStore,
+    blob_store: local_blobs.LocalBlobStore,
+    past: Callable[[], Past],
+    theirs: int,
 ) -> None:
-    """The loss is reported from the lost claim on: what has the same number is others'."""
+    """As much as is lost, or more: only the history tells that it is another's."""
     key = await activations.new_session(store)
     before = past()
     owned, _ = await activations.claim(store, blob_store, key)
     await owned.commit(_turn("lost"))
     before.bring_back()
     second, _ = await activations.claim(store, blob_store, key)
-    await second.commit(_turn("theirs"))
+    for turn in range(theirs):
+        await second.commit(_turn(f"theirs-{turn}"))
     await second.release()
     with pytest.raises(errors.VersionsLost):
         await owned.commit(_turn("new"))
-    report = (await _events(owned))[-1]
-    assert (report.type, report.data["lost"]["versions"]) == (messages.SESSION_RECOVERED, [2, 2])
+    lost = await _left(store, key)
+    assert (lost.kept_version, lost.version, lost.requests) == (1, 2, ["lost"])
 
 
-async def test_it_is_told_though_it_cannot_be_reported(
-    store: redis_store.RedisStore,
-    blob_store: local_blobs.LocalBlobStore,
-    past: Callable[[], Past],
-    monkeypatch: pytest.MonkeyPatch,
+async def test_what_was_found_is_lost(
+    store: redis_store.RedisStore, blob_store: local_blobs.LocalBlobStore, past: Callable[[], Past]
 ) -> None:
-    """Whoever calls is told also when the store goes away before the owner has claimed again."""
+    """An owner that has written nothing knows what there was; those who wrote it are gone."""
     key = await activations.new_session(store)
     before = past()
+    first, _ = await activations.claim(store, blob_store, key)
+    await first.commit(_turn("lost"))
+    await first.release()
     owned, _ = await activations.claim(store, blob_store, key)
-    await owned.commit(_turn("lost"))
     before.bring_back()
-
-    async def away(claim: records.Acquire) -> records.Acquired:
-        raise errors.StoreUnavailable(session=claim.key.session)
-
-    monkeypatch.setattr(store.sessions, "acquire", away)
+    for request_id in ("theirs-1", "theirs-2", "theirs-3"):
+        other, _ = await activations.claim(store, blob_store, key)
+        await other.commit(_turn(request_id))
+        await other.release()
     with pytest.raises(errors.VersionsLost):
         await owned.commit(_turn("new"))
+    assert (await _left(store, key)).version == 2
+
+
+async def test_what_stands_of_a_claim_that_stood(
+    store: redis_store.RedisStore, blob_store: local_blobs.LocalBlobStore, past: Callable[[], Past]
+) -> None:
+    """The last turns are lost, and then it was taken over: those before them are not reported."""
+    key = await activations.new_session(store)
+    owned, _ = await activations.claim(store, blob_store, key)
+    for turn in range(5):
+        await owned.commit(_turn(f"kept-{turn}"))
+    before = past()
+    await owned.commit(_turn("lost"))
+    before.bring_back()
+    second, _ = await activations.claim(store, blob_store, key)
+    await second.commit(_turn("theirs-1"))
+    await second.commit(_turn("theirs-2"))
+    with pytest.raises(errors.VersionsLost):
+        await owned.commit(_turn("new"))
+    lost = await _left(store, key)
+    assert (lost.kept_version, lost.version, lost.requests) == (6, 7, ["lost"])
+    assert (lost.first_seq, lost.last_seq) == (7, 7)
 
 
 @pytest.mark.parametrize("forgotten", ["the claim", "the tail", "a seal"])
@@ -321,7 +331,10 @@ async def test_a_long_tail_hides_no_loss(
     before.bring_back()
     with pytest.raises(errors.VersionsLost):
         await owned.release()
-    assert (await _events(owned))[-1].data["lost"]["requests"] == ["lost-1", "lost-2"]
+    if forgotten == "the claim":
+        assert (await _left(store, key)).requests == ["lost-1", "lost-2"]
+    else:
+        assert (await _events(owned))[-1].data["lost"]["requests"] == ["lost-1", "lost-2"]
 
 
 def test_who_claimed_afterwards_knows_how_much_was_there() -> None:

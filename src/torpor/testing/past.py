@@ -1,0 +1,19 @@
+"""A store that goes back in time."""
+
+import redis
+
+from torpor.testing import valkey
+
+
+class Past:
+    """Takes everything that the store holds back to an earlier moment."""
+
+    def __init__(self, server: valkey.Server) -> None:
+        self._redis = redis.Redis(port=server.port)
+        self._dumps = {name: self._redis.dump(name) or b"" for name in self._redis.scan_iter()}
+
+    def bring_back(self) -> None:
+        """Let the store hold what it held when this was made."""
+        self._redis.flushall()
+        for name, dump in self._dumps.items():
+            self._redis.restore(name, 0, dump)
