@@ -1,4 +1,4 @@
-"""The gateway's end of a lane: one connection to one activation, many calls in flight on it."""
+"""The caller's end of a lane: one connection to one process, many calls in flight on it."""
 
 import asyncio
 import hmac
@@ -20,7 +20,7 @@ UNSENT_BYTES_MAX = 2 * lane_frames.CALL_BYTES_MAX
 
 
 class Lane(asyncio.Protocol):
-    """Calls to one activation."""
+    """Calls to one process of a session."""
 
     def __init__(self, name: str, on_end: Callable[["Lane"], None]) -> None:
         self._name = name
@@ -34,26 +34,44 @@ class Lane(asyncio.Protocol):
     async def open(
         cls, seat: protocol.Seat, *, same_node: bool, on_end: Callable[["Lane"], None]
     ) -> "Lane":
-        """Connect and prove which activation is meant; `on_end` is called when it is over.
+        """Connect to an activation; see `connect`."""
+        return await cls.connect(
+            seat.owner.actor,
+            seat.owner.lane,
+            lane_frames.Secret(seat.key, seat.epoch, seat.nonce),
+            same_node=same_node,
+            on_end=on_end,
+        )
+
+    @classmethod
+    async def connect(
+        cls,
+        actor: str,
+        lane: str,
+        secret: lane_frames.Secret,
+        *,
+        same_node: bool,
+        on_end: Callable[["Lane"], None],
+    ) -> "Lane":
+        """Connect and prove which process is meant; `on_end` is called when it is over.
 
         Raises:
-            OSError, TimeoutError, OwnerUnreachable, InvalidField: that activation does not answer.
+            OSError, TimeoutError, OwnerUnreachable, InvalidField: that process does not answer.
         """
-        address = lane_address.LaneAddress.parse(seat.owner.lane)
+        address = lane_address.LaneAddress.parse(lane)
         loop = asyncio.get_running_loop()
-        made = cls(seat.owner.actor, on_end)
+        made = cls(actor, on_end)
         async with asyncio.timeout(OPEN_TIMEOUT_S):
             if same_node and address.path:
                 await loop.create_unix_connection(lambda: made, address.path)
             else:
                 await loop.create_connection(lambda: made, address.host, address.port)
             try:
-                secret = lane_frames.Secret(seat.key, seat.epoch, seat.nonce)
                 hello = secret.hello(os.urandom(lane_frames.CHALLENGE_BYTES))
                 said = await made.call(lane_frames.Kind.HELLO, hello, timeout_s=OPEN_TIMEOUT_S)
                 if not hmac.compare_digest(said, secret.welcome(hello)):
                     # Whoever it is, what it says of the session counts for nothing.
-                    raise errors.OwnerUnreachable("somebody else answers", actor=seat.owner.actor)
+                    raise errors.OwnerUnreachable("somebody else answers", actor=actor)
             except BaseException:
                 made.close()
                 raise

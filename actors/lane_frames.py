@@ -40,6 +40,9 @@ class Kind(enum.IntEnum):
     CONTROL = 2
     PLACE_FILE = 3
     DRAIN_INBOX = 4
+    #: Of the node's agent alone, since whoever comes later finds the process bound.
+    BIND = 5
+    BOOTED = 6
 
 
 class Frame(NamedTuple):
@@ -56,9 +59,12 @@ def pack(call: int, kind: int, payload: bytes) -> bytes:
 
 
 class Secret(NamedTuple):
-    """What only an activation and those who have read its head can prove to know."""
+    """What only a process and those who may call it can prove to know.
 
-    #: The session's.
+    At first the one that made it, from its binding on those who have read the session's head.
+    """
+
+    #: The session's; before it is bound, the name of its Ray actor.
     key: object
     epoch: int
     nonce: str

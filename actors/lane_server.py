@@ -34,10 +34,10 @@ _CREDENTIALS = struct.Struct("3i")
 
 
 class LaneServer:
-    """Listens for one activation. `secret` is what both ends have to know; None: nobody's yet."""
+    """Listens for one process. `secret` is what both ends have to know; more may come."""
 
-    def __init__(self, secret: lane_frames.Secret | None, serve: Serve) -> None:
-        self.secret = secret
+    def __init__(self, secret: lane_frames.Secret, serve: Serve) -> None:
+        self.secrets = [secret]
         self.serve = serve
         self.connections: set[_Connection] = set()
         self.tasks: set[asyncio.Task[None]] = set()
@@ -87,19 +87,18 @@ class LaneServer:
 
         Who listens on the wire may repeat a hello, but must not get in with it.
         """
-        if self.secret is None or not self.secret.greets(hello):
-            return None
-        if hello in self._heard or len(self._heard) >= HELLOS_MAX:
+        secret = next((each for each in self.secrets if each.greets(hello)), None)
+        if secret is None or hello in self._heard or len(self._heard) >= HELLOS_MAX:
             return None
         self._heard.add(hello)
-        return self.secret.welcome(hello)
+        return secret.welcome(hello)
 
     def _connection(self) -> "_Connection":
         return _Connection(self)
 
 
 class _Connection(asyncio.Protocol):
-    """One gateway's lane."""
+    """One caller's lane."""
 
     def __init__(self, server: LaneServer) -> None:
         self._server = server

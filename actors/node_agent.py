@@ -164,21 +164,27 @@ class NodeAgent:
             await self._end_forgotten(*waking)
             incarnation = self._incarnation
             slot = await self._maker.make(request, incarnation, ids.nonce(), self._on_death)
-        finally:
+        except BaseException:
             self._waking.remove(waking)
-        self._slots[request.key, slot.epoch] = slot
-        if slot.dead.is_set():
-            raise errors.ActivationFailed("the process died at once", session=str(request.key))
+            raise
+        self._spawn(self._see_up(slot, incarnation))
+        return protocol.Activated(epoch=slot.epoch, owner=slot.owner, nonce=slot.nonce)
+
+    async def _see_up(self, slot: slot_process.Slot, incarnation: str) -> None:
+        """Await the end of a boot; those who call the session meanwhile, its process answers."""
+        try:
+            await self._maker.see_up(slot)
+        except errors.TorporError as error:
+            log.info("not loaded: %s", error, extra={"action": "boot_refused"})
+            return
+        finally:
+            self._waking.remove((slot.key, slot.epoch))
+        self._slots[slot.key, slot.epoch] = slot
         if self._lapsed.is_set() or incarnation != self._incarnation:
             # It claimed the session for a term that is over: anybody may take it over.
             await slot.kill()
-            raise errors.NodeDraining(node=self._node_name)
-        if self._draining:
-            self._spawn(slot.evict())
-        owner = records.Owner(
-            node=self._node, incarnation=incarnation, actor=slot.actor, lane=slot.lane
-        )
-        return protocol.Activated(epoch=slot.epoch, owner=owner, nonce=slot.nonce)
+        elif self._draining:
+            await slot.evict()
 
     async def _end_forgotten(self, key: records.SessionKey, epoch: int) -> None:
         """End the process here whose claim of that epoch the store has forgotten: it went back.
@@ -290,18 +296,9 @@ class NodeAgent:
         )
 
     def _leaving(self, reading: load_meter.Reading) -> list[eviction.Candidate]:
-        candidates = [
-            eviction.Candidate(
-                slot=slot.folder.name,
-                activity=activity,
-                idle_timeout_s=slot.agent.settings.idle_timeout_s,
-                rss_bytes=load_meter.process_rss_bytes(activity.pid),
-            )
-            for slot in self._slots.values()
-            if not slot.leaving and (activity := slot.activity()) is not None
-        ]
+        candidates = (slot.candidate() for slot in self._slots.values())
         return eviction.choose(
-            candidates,
+            [each for each in candidates if each is not None],
             memory=reading.memory,
             memory_high=self._place.memory_high,
             memory_low=self._place.memory_low,

@@ -112,7 +112,10 @@ class Activate(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Activated(msgspec.Struct, frozen=True, kw_only=True):
-    """The session is up."""
+    """The session is on its way up: its process takes calls, and answers them once it is loaded.
+
+    If it cannot be loaded, they are answered with the reason.
+    """
 
     epoch: int
     #: Owner and nonce as they are in the head.
@@ -238,8 +241,10 @@ unpack_done: Callable[[bytes], Refusal | None] = msgspec.msgpack.Decoder(Refusal
 # --- node agent → session actor -------------------------------------------------------------------
 # prepare() -> Prepared | Refusal
 #     everything that can be done before it is known for which session
-# boot(records.Acquire, laps_ms: dict[str, float]) -> Booted | Refusal
-#     binds the process, once; the laps are what the wake has taken so far
+# bind(Bind) -> None | Refusal
+#     binds the process, once, and begins to claim and load; by lane where it has one
+# booted() -> None | Refusal
+#     the end of that; likewise
 # leave(Leave) -> Controlled | Refusal
 #     NotEvictable when something is under way
 # ping() -> int
@@ -261,6 +266,8 @@ class SlotSpec(msgspec.Struct, frozen=True, kw_only=True):
     slot: pathlib.Path
     #: The node's address, at which the process listens; empty: it does not.
     host: str = ""
+    #: What its maker has to know to bind it.
+    secret: str = ""
 
 
 class Prepared(msgspec.Struct, frozen=True, kw_only=True):
@@ -279,7 +286,12 @@ class BootSpec(SlotSpec, frozen=True, kw_only=True):
     claim: records.Acquire
 
 
-class Booted(msgspec.Struct, frozen=True, kw_only=True):
-    """The session is loaded and answers."""
+class Bind(msgspec.Struct, frozen=True, kw_only=True):
+    """Which session a process is to be from now on."""
 
-    epoch: int
+    claim: records.Acquire
+    #: What the wake has taken so far.
+    laps_ms: dict[str, float]
+
+
+unpack_bind = msgspec.msgpack.Decoder(Bind).decode

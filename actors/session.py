@@ -49,9 +49,11 @@ class AgentSession:
         self._spec = spec
         self._equipment: Equipment | None = None
         self._residence: residence.Residence | None = None
+        #: Claims, loads, and then is the session.
         self._living: asyncio.Task[None] | None = None
-        self._bound = False
         self._booted = asyncio.Event()
+        #: Why it could not be loaded.
+        self._refusal: protocol.Refusal | None = None
         self._over = asyncio.Event()
         self._lane: lane_server.LaneServer | None = None
 
@@ -69,48 +71,61 @@ class AgentSession:
             pid=os.getpid(), lane=lane, not_forked=unknown if why is None else why
         )
 
-    async def boot(
-        self, claim: records.Acquire, laps_ms: dict[str, float]
-    ) -> protocol.Booted | protocol.Refusal:
-        """Claim the session and load it; on a refusal nothing is owned and the process ends.
+    async def bind(self, request: protocol.Bind) -> protocol.Refusal | None:
+        """Begin to claim the session and to load it; calls to it are answered after that.
 
         A process is bound once, whatever becomes of it.
         """
-        if self._bound or self._equipment is None:
+        if self._living is not None or self._equipment is None:
             return protocol.refuse(errors.Fenced("this process was bound before"))
-        self._bound = True
-        try:
-            return await self._boot(claim, self._equipment, stopwatch.Stopwatch(laps_ms))
-        finally:
-            self._booted.set()
-
-    async def _boot(
-        self, claim: records.Acquire, equipment: "Equipment", watch: stopwatch.Stopwatch
-    ) -> protocol.Booted | protocol.Refusal:
         if self._lane is not None:
             # Before the claim, since the head that it writes names the lane.
-            self._lane.secret = lane_frames.Secret(claim.key, claim.observed_epoch + 1, claim.nonce)
-        probes.reach(probes.Point.BOUND, session=str(claim.key), slot=str(self._spec.slot))
-        spec = protocol.BootSpec(**msgspec.structs.asdict(self._spec), claim=claim)
+            claim = request.claim
+            secret = lane_frames.Secret(claim.key, claim.observed_epoch + 1, claim.nonce)
+            self._lane.secrets.append(secret)
+        self._living = asyncio.create_task(self._live(request, self._equipment))
+        return None
+
+    async def booted(self) -> protocol.Refusal | None:
+        """Await the end of the boot; on a refusal nothing is owned and the process ends."""
+        await self._booted.wait()
+        return self._refusal
+
+    async def _live(self, request: protocol.Bind, equipment: "Equipment") -> None:
         try:
-            self._residence = await _take_up_residence(spec, equipment, watch)
-        except errors.TorporError as error:
-            self._end()
-            return protocol.refuse(error)
+            try:
+                self._residence = await self._boot(request, equipment)
+            except errors.TorporError as error:
+                self._refusal = protocol.refuse(error)
+                return
+            finally:
+                self._booted.set()
+            await self._residence.run()
+        finally:
+            self._over.set()
+
+    async def _boot(self, request: protocol.Bind, equipment: "Equipment") -> residence.Residence:
+        session, slot = str(request.claim.key), str(self._spec.slot)
+        probes.reach(probes.Point.BOUND, session=session, slot=slot)
+        spec = protocol.BootSpec(**msgspec.structs.asdict(self._spec), claim=request.claim)
+        try:
+            watch = stopwatch.Stopwatch(request.laps_ms)
+            return await _take_up_residence(spec, equipment, watch)
+        except errors.TorporError:
+            raise
         except Exception as error:
             log.exception("boot failed", extra={"action": "boot_failed"})
-            self._end()
-            return protocol.refuse(
-                errors.ActivationFailed(f"the session could not be loaded: {error!r}")
-            )
-        self._living = asyncio.create_task(self._live(self._residence))
-        return protocol.Booted(epoch=self._residence.epoch)
+            raise errors.ActivationFailed(
+                f"the session could not be loaded: {error!r}", session=session
+            ) from error
 
     async def _listen(self) -> str:
         """Listen for gateways; returns the lane's address, empty if there is none."""
         if not self._spec.host:
             return ""
-        self._lane = lane_server.LaneServer(None, self.serve)
+        # Until it is bound, nobody but its maker knows what to say.
+        maker = lane_frames.Secret(self._spec.slot.name, 0, self._spec.secret)
+        self._lane = lane_server.LaneServer(maker, self.serve)
         try:
             return await self._lane.listen(self._spec.host, lane_address.sockets_folder())
         except OSError as error:
@@ -129,6 +144,10 @@ class AgentSession:
                 answer = await self.place_file(protocol.unpack_place_file(payload))
             case lane_frames.Kind.DRAIN_INBOX:
                 answer = await self.drain_inbox(protocol.unpack_epoch(payload))
+            case lane_frames.Kind.BIND:
+                answer = await self.bind(protocol.unpack_bind(payload))
+            case lane_frames.Kind.BOOTED:
+                answer = await self.booted()
         return protocol.pack(answer)
 
     async def deliver(self, packed: bytes) -> bytes:
@@ -164,10 +183,8 @@ class AgentSession:
 
     async def drain_inbox(self, epoch: int) -> protocol.Refusal | None:
         """Look into the inbox soon; returns as soon as the session is up."""
-        here = await self._up()
-        if here is None or here.epoch != epoch:
-            return protocol.refuse(errors.Fenced(NOT_THE_OWNER))
         try:
+            here = await self._up(epoch)
             here.put(protocol.DrainInbox())
         except errors.TorporError as error:
             return protocol.refuse(error)
@@ -190,19 +207,18 @@ class AgentSession:
             self._lane.close()
         self._over.set()
 
-    async def _up(self) -> residence.Residence | None:
-        """Await the boot, which the node's agent bounds: the head names this owner before its end.
+    async def _up(self, epoch: int) -> residence.Residence:
+        """Await the boot, which the node's agent bounds: callers may come before its end.
 
-        Else a caller who reads the head meanwhile would be sent away, only to come back here.
+        Raises:
+            Fenced: this is not that activation.
+            TorporError: what the boot was refused with.
         """
         await self._booted.wait()
-        return self._residence
-
-    async def _live(self, here: residence.Residence) -> None:
-        try:
-            await here.run()
-        finally:
-            self._over.set()
+        here = protocol.accept(self._refusal or self._residence)
+        if here is None or here.epoch != epoch:
+            raise errors.Fenced(NOT_THE_OWNER)
+        return here
 
     async def _queue(
         self,
@@ -212,12 +228,10 @@ class AgentSession:
         busy: protocol.BusyPolicy = protocol.BusyPolicy.ENQUEUE,
     ) -> Any:
         called_s = time.monotonic()
-        here = await self._up()
-        if here is None or here.epoch != epoch:
-            return protocol.refuse(errors.Fenced(NOT_THE_OWNER))
-        if deadline_s is not None:
-            deadline_s -= time.monotonic() - called_s
         try:
+            here = await self._up(epoch)
+            if deadline_s is not None:
+                deadline_s -= time.monotonic() - called_s
             job = here.put(work, deadline_s=deadline_s, busy=busy)
         except errors.TorporError as error:
             return protocol.refuse(error)

@@ -12,7 +12,17 @@ from typing import Any
 import ray
 
 from torpor import errors, ids
-from torpor.actors import disposal, lane_address, protocol, slot_board, slot_stock
+from torpor.actors import (
+    disposal,
+    eviction,
+    lane,
+    lane_address,
+    lane_frames,
+    load_meter,
+    protocol,
+    slot_board,
+    slot_stock,
+)
 from torpor.storage import records, restore, store
 
 log = logging.getLogger(__name__)
@@ -40,6 +50,9 @@ class Slot:
         self.pid: int | None = None
         #: Where the process listens; see `records.Owner`.
         self.lane = ""
+        #: What binds it, and the lane on which that is said; without one Ray carries it.
+        self.secret = ids.nonce()
+        self._way: lane.Lane | None = None
         self.board: slot_board.SlotBoardReader | None = None
         #: Whether it is being asked to leave.
         self.leaving = False
@@ -49,8 +62,11 @@ class Slot:
         self.on_death: Callable[[Slot], None] = lambda _: None
         # What it is bound to.
         self.key: records.SessionKey
+        self.owner: records.Owner
         self.epoch = 0
         self.nonce = ""
+        #: By when it has to be loaded, by the monotonic clock.
+        self.boot_ends_s = 0.0
 
     @property
     def agent(self) -> records.AgentVersion:
@@ -62,11 +78,56 @@ class Slot:
         """Whether its process runs."""
         return self.pid is not None and not self.dead.is_set()
 
-    def bind(
-        self, key: records.SessionKey, epoch: int, nonce: str, on_death: Callable[["Slot"], None]
-    ) -> None:
+    def bind(self, claim: records.Acquire, on_death: Callable[["Slot"], None]) -> None:
         """Make it that activation's, for good."""
-        self.key, self.epoch, self.nonce, self.on_death = key, epoch, nonce, on_death
+        self.key, self.epoch, self.nonce = claim.key, claim.observed_epoch + 1, claim.nonce
+        self.owner, self.on_death = claim.owner, on_death
+
+    async def connect(self) -> None:
+        """Open the way on which it will be bound, before anybody waits for that."""
+        if not self.lane:
+            return
+        secret = lane_frames.Secret(self.folder.name, 0, self.secret)
+        try:
+            self._way = await lane.Lane.connect(
+                self.actor, self.lane, secret, same_node=True, on_end=lambda _: None
+            )
+        except (OSError, TimeoutError, errors.TorporError) as error:
+            log.info("bound through Ray: %r", error, extra={"action": "no_lane"})
+
+    async def begin(self, request: protocol.Bind, timeout_s: float) -> None:
+        """Have its process begin to claim and load the session; it takes calls from now on.
+
+        Raises:
+            Fenced: it was bound before.
+            OwnerUnreachable, TimeoutError, RayError: it does not answer.
+        """
+        if self._way is None:
+            binding = self.handle.bind.remote(request)
+            protocol.accept(await asyncio.wait_for(binding, timeout_s))
+        else:
+            await self._ask(self._way, lane_frames.Kind.BIND, request, timeout_s)
+
+    async def booted(self, timeout_s: float) -> None:
+        """Await that the session is loaded.
+
+        Raises:
+            OwnerUnreachable, TimeoutError, RayError: it does not answer.
+            TorporError: why it could not be loaded.
+        """
+        if self._way is None:
+            protocol.accept(await asyncio.wait_for(self.handle.booted.remote(), timeout_s))
+            return
+        try:
+            await self._ask(self._way, lane_frames.Kind.BOOTED, None, timeout_s)
+        finally:
+            self._way.close()
+
+    async def _ask(
+        self, way: lane.Lane, kind: lane_frames.Kind, request: object, timeout_s: float
+    ) -> None:
+        answer = await way.call(kind, protocol.pack(request), timeout_s=timeout_s)
+        protocol.accept(protocol.unpack_done(answer))
 
     def watch(self) -> None:
         """Have `on_death` called as soon as the process ends: the kernel tells, nobody polls."""
@@ -108,8 +169,22 @@ class Slot:
             self.board = slot_board.SlotBoardReader.open(self.folder / protocol.BOARD)
         return None if self.board is None else self.board.read()
 
+    def candidate(self) -> eviction.Candidate | None:
+        """Return what tells whether it should leave; None if it is asked to already, or unknown."""
+        activity = self.activity()
+        if self.leaving or activity is None:
+            return None
+        return eviction.Candidate(
+            slot=self.folder.name,
+            activity=activity,
+            idle_timeout_s=self.agent.settings.idle_timeout_s,
+            rss_bytes=load_meter.process_rss_bytes(activity.pid),
+        )
+
     def close(self) -> None:
         """Let its board go, and the socket that a process which was killed has left."""
+        if self._way is not None:
+            self._way.close()
         if self.board is not None:
             self.board.close()
             self.board = None

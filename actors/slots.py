@@ -27,6 +27,8 @@ log = logging.getLogger(__name__)
 
 #: A process that imports everything anew, on a machine that starts several.
 START_TIMEOUT_S = 60.0
+#: A process whose boot was refused answers those who have called it meanwhile, and ends.
+REFUSED_GRACE_S = 2.0
 
 
 class SlotMaker:
@@ -66,52 +68,72 @@ class SlotMaker:
         nonce: str,
         on_death: Callable[[slot_process.Slot], None],
     ) -> slot_process.Slot:
-        """Take a slot and let it claim and load the session.
+        """Take a slot and let it begin to claim and load the session; it takes calls from now on.
+
+        Await its end with `see_up`.
 
         Raises:
             NoCapacity: too many wait for a slot.
             Fenced: the session was woken elsewhere meanwhile.
-            TorporError: what the boot was refused with; the process is gone or about to be.
+            ActivationFailed: the process is gone or about to be.
         """
         kind = slot_stock.Kind(tenant=request.key.tenant, agent=request.agent)
         ends_s = time.monotonic() + request.deadline_s
         watch = stopwatch.Stopwatch({"placement": request.placement_ms})
         slot = await self._take(kind, request)
-        slot.bind(request.key, request.observed_epoch + 1, nonce, on_death)
+        owner = records.Owner(
+            node=self._node, incarnation=incarnation, actor=slot.actor, lane=slot.lane
+        )
         claim = records.Acquire(
             key=request.key,
             observed_epoch=request.observed_epoch,
             observed_incarnation=request.observed_incarnation,
-            owner=records.Owner(
-                node=self._node, incarnation=incarnation, actor=slot.actor, lane=slot.lane
-            ),
+            owner=owner,
             nonce=nonce,
         )
+        slot.bind(claim, on_death)
         with _failures(str(request.key)):
             try:
                 if request.key in self.kept:
                     taken = asyncio.to_thread(self.kept.take, request.key, slot.folder)
                     await asyncio.wait_for(taken, ends_s - time.monotonic())
                 watch.lap("slot")
-                boot = slot.handle.boot.remote(claim, watch.laps_ms)
-                left_s = ends_s - time.monotonic()
-                protocol.accept(await asyncio.wait_for(boot, left_s))
+                binding = protocol.Bind(claim=claim, laps_ms=watch.laps_ms)
+                await slot.begin(binding, ends_s - time.monotonic())
             except BaseException:
-                # Nobody else gets it, whatever it has done by now.
-                slot.on_death = lambda _: None
-                await self._give_up(slot, claim)
+                await self._give_up(slot)
                 raise
+        slot.boot_ends_s = ends_s
         return slot
 
-    async def _give_up(self, slot: slot_process.Slot, claim: records.Acquire) -> None:
+    async def see_up(self, slot: slot_process.Slot) -> None:
+        """Await that the session is loaded.
+
+        Raises:
+            TorporError: why it is not; the process is gone.
+        """
+        with _failures(str(slot.key)):
+            try:
+                await slot.booted(slot.boot_ends_s - time.monotonic())
+            except BaseException as error:
+                if isinstance(error, errors.TorporError):
+                    # It says so to those who have called it, and ends.
+                    with contextlib.suppress(TimeoutError):
+                        await asyncio.wait_for(slot.dead.wait(), REFUSED_GRACE_S)
+                await self._give_up(slot)
+                raise
+
+    async def _give_up(self, slot: slot_process.Slot) -> None:
         """End a slot whose boot failed; the files that it was given stay on the node."""
+        # Nobody else gets it, whatever it has done by now.
+        slot.on_death = lambda _: None
         await slot.end()
         with contextlib.suppress(errors.TorporError):
             # It may have claimed the session. Who calls next would only learn that it is dead.
             await self._sessions.vacate(
                 slot.key,
                 epoch=slot.epoch,
-                incarnation=claim.owner.incarnation,
+                incarnation=slot.owner.incarnation,
                 nonce=slot.nonce,
             )
         if slot.dead.is_set():
@@ -163,6 +185,7 @@ class SlotMaker:
         slot.pid, slot.lane = prepared.pid, prepared.lane
         slot.handle.run_until_ended.remote()
         slot.watch()
+        await slot.connect()
         self._tell_once(kind, prepared.not_forked)
         return slot
 
@@ -181,6 +204,7 @@ class SlotMaker:
             node_name=self._node_name,
             slot=slot.folder,
             host=self._host,
+            secret=slot.secret,
         )
         return self._actor_class.options(
             name=slot.actor,
@@ -219,7 +243,7 @@ def _failures(whose: str) -> Iterator[None]:
     """Turn what Ray and the system raise into `ActivationFailed`."""
     try:
         yield
-    except (OSError, ray.exceptions.RayError, ValueError) as error:
+    except (OSError, ray.exceptions.RayError, ValueError, errors.OwnerUnreachable) as error:
         raise errors.ActivationFailed(
             f"the session's process did not come up: {type(error).__name__}: {error}",
             session=whose,

@@ -6,6 +6,7 @@ import contextlib
 import logging
 import random
 import time
+from collections.abc import Collection
 
 from torpor import clock, errors
 from torpor.actors import calls, protocol
@@ -35,6 +36,8 @@ class _Flight:
         self.until = until
         self.began_s = time.monotonic()
         self.suspect_epoch = 0
+        #: Nodes that are not asked, or not again.
+        self.refused: set[str] = set()
         self.task: asyncio.Task[protocol.Seat]
 
 
@@ -67,10 +70,12 @@ class Activator:
         *,
         suspect_epoch: int = 0,
         head: records.Head | None = None,
+        excluded: Collection[str] = (),
     ) -> protocol.Seat:
         """Return the session's owner, waking the session if nobody holds it.
 
-        `suspect_epoch` is the epoch of an owner that did not answer, `head` what was just read.
+        `suspect_epoch` is the epoch of an owner that did not answer, `head` what was just read. On
+        nodes `excluded` it is not woken.
 
         Raises:
             NoCapacity: no node can take the session now.
@@ -80,13 +85,13 @@ class Activator:
             SessionNotFound, SessionDeleted, AgentNotFound, StoreUnavailable
             errors of the activation itself, as CheckpointCorrupt or ActivationFailed
         """
-        task = self._begin(key, until, suspect_epoch, head)
+        task = self._begin(key, until, suspect_epoch, head, excluded)
         return await until.bound(asyncio.shield(task))
 
     def suspect(self, key: records.SessionKey, epoch: int) -> None:
         """Find out in the background whether an owner that did not answer in time is dead."""
         with contextlib.suppress(errors.TooManyRequests):
-            self._begin(key, deadline.Deadline.after(self._clock, UNAWAITED_S), epoch, None)
+            self._begin(key, deadline.Deadline.after(self._clock, UNAWAITED_S), epoch, None, ())
 
     async def close(self) -> None:
         """End what is under way; nodes that were asked may still wake their session."""
@@ -114,6 +119,7 @@ class Activator:
         until: deadline.Deadline,
         suspect_epoch: int,
         head: records.Head | None,
+        excluded: Collection[str],
     ) -> asyncio.Task[protocol.Seat]:
         flight = self._flights.get(key)
         if flight is None:
@@ -127,6 +133,7 @@ class Activator:
             flight.task.add_done_callback(lambda task: self._end(key, task))
         flight.until.extend(until)
         flight.suspect_epoch = max(flight.suspect_epoch, suspect_epoch)
+        flight.refused.update(excluded)
         return flight.task
 
     def _end(self, key: records.SessionKey, task: asyncio.Task[protocol.Seat]) -> None:
@@ -138,10 +145,9 @@ class Activator:
     async def _fly(
         self, key: records.SessionKey, flight: _Flight, head: records.Head | None
     ) -> protocol.Seat:
-        refused: set[str] = set()
         for _ in range(ROUNDS_MAX):
             head = head or await self._store.sessions.head(key)
-            seat = await self._owner_of(head, flight, refused)
+            seat = await self._owner_of(head, flight)
             if seat is not None:
                 self._directory.put(key, seat)
                 return seat
@@ -152,12 +158,10 @@ class Activator:
             tenant=key.tenant,
         )
 
-    async def _owner_of(
-        self, head: records.Head, flight: _Flight, refused: set[str]
-    ) -> protocol.Seat | None:
+    async def _owner_of(self, head: records.Head, flight: _Flight) -> protocol.Seat | None:
         """Return the owner in office or a new one; None if the head has to be read again."""
         if head.owner is None:
-            return await self._activate(head, flight, refused)
+            return await self._activate(head, flight)
         found = await self.inquiry.settle(
             head, suspect_epoch=flight.suspect_epoch, until=flight.until
         )
@@ -165,17 +169,15 @@ class Activator:
             return protocol.seat_of(head)
         if found is standing.Standing.VACATED:
             return None
-        return await self._activate(head, flight, refused)
+        return await self._activate(head, flight)
 
-    async def _activate(
-        self, head: records.Head, flight: _Flight, refused: set[str]
-    ) -> protocol.Seat | None:
+    async def _activate(self, head: records.Head, flight: _Flight) -> protocol.Seat | None:
         request = placement.expected(head)
         agent = await self.agent(head)
         failure: errors.TorporError | None = None
         for _ in range(NODES_TRIED_MAX):
             decision = placement.choose(
-                self._view.candidates(), request, self._rng, excluded=refused
+                self._view.candidates(), request, self._rng, excluded=flight.refused
             )
             if decision is None:
                 break
@@ -186,15 +188,15 @@ class Activator:
                 return None
             except (errors.NoCapacity, errors.NodeDraining, errors.OwnerUnreachable) as error:
                 log.info("node refused: %s", error, extra={"action": "refused"})
-                refused.add(decision.node)
+                flight.refused.add(decision.node)
             except errors.ActivationFailed as error:
                 log.warning("activation failed: %s", error, extra={"action": "activation_failed"})
-                refused.add(decision.node)
+                flight.refused.add(decision.node)
                 # A broken node must not stop a session, nor a broken session go through all nodes.
                 if failure is not None:
                     raise
                 failure = error
-        raise failure or self._no_capacity(head.key, refused)
+        raise failure or self._no_capacity(head.key, flight.refused)
 
     def _no_capacity(self, key: records.SessionKey, refused: set[str]) -> errors.NoCapacity:
         reasons = placement.reasons_against(self._view.candidates(), refused).values()

@@ -1,6 +1,6 @@
 """Handing calls to whoever owns a session, wherever that is by now."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from typing import TypeVar
 
 from torpor import errors, limits, messages
@@ -12,6 +12,9 @@ T = TypeVar("T")
 
 #: Owners that may fail to answer within one call, one after the other: more is no accident.
 UNREACHABLE_MAX = 4
+#: Nodes on which a session may fail to load: a broken node must not stop a session, nor a broken
+#: session go through all nodes.
+LOADS_TRIED_MAX = 2
 #: Processes that may die under one message: what it does outside, it does again each time.
 DEATHS_MAX = 3
 
@@ -159,16 +162,18 @@ class Router:
 
         Raises:
             Fenced: the session moved more than `FORWARDS_MAX` times meanwhile.
+            ActivationFailed: it could not be loaded on `LOADS_TRIED_MAX` nodes.
             OwnerUnreachable, DeadlineExceeded
             OutcomeUnknown: it was refused now, but an owner that was asked before did not answer.
             what `ask`, `if_paused` and `Activator.locate` raise
         """
         stale = unreachable = suspect_epoch = 0
+        broken: set[str] = set()
         while True:
             with doubt.in_doubt(unreachable > 0, key):
                 seat = self._directory.get(key)
                 if seat is None:
-                    seat = await self._locate(key, until, suspect_epoch, if_paused)
+                    seat = await self._locate(key, until, suspect_epoch, broken, if_paused)
                 try:
                     owner = seat.owner
                     async with self._office.during(owner.node, owner.incarnation):
@@ -177,6 +182,11 @@ class Router:
                     self._directory.forget(key, seat.epoch)
                     stale += 1
                     if stale > limits.FORWARDS_MAX:
+                        raise
+                except errors.ActivationFailed:
+                    self._directory.forget(key, seat.epoch)
+                    broken.add(owner.node)
+                    if len(broken) >= LOADS_TRIED_MAX:
                         raise
                 except errors.OwnerUnreachable:
                     self._directory.forget(key, seat.epoch)
@@ -195,9 +205,12 @@ class Router:
         key: records.SessionKey,
         until: deadline.Deadline,
         suspect_epoch: int,
+        broken: Collection[str],
         if_paused: Callable[[], Awaitable[None]] | None,
     ) -> protocol.Seat:
         head = await self._sessions.head(key)
         if if_paused is not None and head.status is records.Status.PAUSED:
             await if_paused()
-        return await self._activator.locate(key, until, suspect_epoch=suspect_epoch, head=head)
+        return await self._activator.locate(
+            key, until, suspect_epoch=suspect_epoch, head=head, excluded=broken
+        )

@@ -88,10 +88,20 @@ class Maker:
         await self.go.wait()
         kind = slot_stock.Kind(tenant=request.key.tenant, agent=request.agent)
         slot = UnprovenSlot(kind, "actor", self._folder / nonce)
-        slot.bind(request.key, request.observed_epoch + 1, nonce, on_death)
+        claim = records.Acquire(
+            key=request.key,
+            observed_epoch=request.observed_epoch,
+            observed_incarnation=request.observed_incarnation,
+            owner=store_samples.OWNER,
+            nonce=nonce,
+        )
+        slot.bind(claim, on_death)
         slot.handle = Handle()
         self.made.append(slot)
         return slot
+
+    async def see_up(self, slot: slot_process.Slot) -> None:
+        """Say that it is loaded."""
 
 
 class Office:
@@ -116,7 +126,12 @@ class Office:
         """Wake a session and return its slot."""
         self.maker.go.set()
         protocol.accept(await self.wake())
-        return self.maker.made[-1]
+        slot = self.maker.made[-1]
+        await eventually.assert_eventually(lambda: self._has(slot))
+        return slot
+
+    async def _has(self, slot: slot_process.Slot) -> bool:
+        return slot in self.agent._slots.values()
 
 
 KEY = records.SessionKey("acme", "chat")

@@ -202,6 +202,25 @@ async def test_forwarding_is_bounded(
     assert asked == limits.FORWARDS_MAX + 1
 
 
+async def test_a_session_that_one_node_cannot_load_wakes_on_another(
+    parts: router_parts.RouterParts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The process says so to whoever calls it; the second node that fails has the last word."""
+    tried: list[str] = []
+
+    async def ask(seat: protocol.Seat, left_s: float) -> None:
+        tried.append(seat.owner.node)
+        parts.cluster.kill(router_parts.KEY)
+        await parts.store.sessions.vacate(
+            router_parts.KEY, epoch=seat.epoch, incarnation=seat.owner.incarnation
+        )
+        raise errors.ActivationFailed
+
+    with pytest.raises(errors.ActivationFailed):
+        await parts.router.reach(router_parts.KEY, parts.until(), ask)
+    assert len(set(tried)) == len(tried) == routing.LOADS_TRIED_MAX
+
+
 async def test_the_deadline_is_handed_on(parts: router_parts.RouterParts) -> None:
     """What the owner is given is what is left; nobody is asked when nothing is."""
     given: list[float] = []
