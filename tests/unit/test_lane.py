@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from torpor import errors
 from torpor.actors import lane, lane_address, lane_frames, lane_keepalive, lane_server, protocol
-from torpor.testing import lane_owner
+from torpor.testing import eventually, lane_owner
 
 DELIVER = lane_frames.Kind.DELIVER
 HELLO = lane_owner.SECRET.hello(bytes(lane_frames.CHALLENGE_BYTES))
@@ -193,7 +193,7 @@ async def test_a_connection_that_breaks_leaves_the_outcome_open(
     with pytest.raises(errors.OwnerUnreachable):
         await way.call(DELIVER, b"two", timeout_s=30)
     owner.gates[b"one"].set()
-    await lane_owner.until(lambda: not owner.server.tasks)
+    await eventually.until(lambda: not owner.server.tasks)
 
 
 async def test_an_answer_that_comes_too_late_is_dropped(owner: lane_owner.LaneOwner) -> None:
@@ -273,7 +273,7 @@ async def test_answers_that_nobody_reads_stop_the_calls(owner: lane_owner.LaneOw
     many = 64
     for number in range(many):
         writer.write(lane_frames.pack(number, DELIVER, bytes(1 << 20)))
-    await lane_owner.until(lambda: any(not each._writable for each in owner.server.connections))
+    await eventually.until(lambda: any(not each._writable for each in owner.server.connections))
     assert len(owner.served) < many
     writer.transport.abort()
 

@@ -8,7 +8,7 @@ import pytest
 
 from torpor import errors, messages
 from torpor.actors import lane, lane_calls, lane_frames, protocol
-from torpor.testing import in_process_cluster, lane_owner
+from torpor.testing import eventually, in_process_cluster, lane_owner
 
 HERE = protocol.Delivered(text="by lane", data={}, seq=1, version=1)
 DELIVER = protocol.Deliver(
@@ -184,13 +184,13 @@ async def test_the_end_of_a_process_is_told(owner: lane_owner.LaneOwner, others:
     seat = owner.seat()
     await deliver(reach, seat)
     owner.server.close()
-    await lane_owner.until(lambda: ended)
+    await eventually.until(lambda: ended)
     assert ended == [seat]
     async with lane_owner.listening() as other:
         other.answer = owner.answer
         assert await deliver(reach, other.seat()) == "by lane"
         reach.close()
-        await lane_owner.until(lambda: not other.server.connections)
+        await eventually.until(lambda: not other.server.connections)
     assert ended == [seat]
 
 
@@ -224,12 +224,12 @@ async def test_connections_kept_are_bounded(others: Others) -> None:
     """The one that nobody uses goes first; with none to spare, calls take the other way."""
     reach = lane_calls.LaneCalls(others, lane_owner.NODE, lanes_max=1)
     async with lane_owner.listening() as first, lane_owner.listening() as second:
-        second.server.secret = lane_frames.Secret(lane_owner.KEY, lane_owner.EPOCH, "second")
+        second.server.secrets = [lane_frames.Secret(lane_owner.KEY, lane_owner.EPOCH, "second")]
         for each in (first, second):
             each.answer = lambda *_: protocol.pack(HERE)
         assert await deliver(reach, first.seat()) == "by lane"
         assert await deliver(reach, second.seat(nonce="second")) == "by lane"
-        await lane_owner.until(lambda: not first.server.connections)
+        await eventually.until(lambda: not first.server.connections)
         packed = protocol.pack(DELIVER)
         second.gates[packed] = asyncio.Event()
         busy = asyncio.create_task(deliver(reach, second.seat(nonce="second")))

@@ -72,8 +72,8 @@ async def test_connections_and_hellos_are_bounded(
 
 
 async def test_nobody_is_served_while_the_process_is_nobodys(owner: lane_owner.LaneOwner) -> None:
-    """A process in stock listens, and lets nobody in."""
-    owner.server.secret = None
+    """A process in stock listens, and lets nobody in but its maker."""
+    owner.server.secrets = [lane_frames.Secret("slot", 0, "maker")]
     with pytest.raises((errors.OwnerUnreachable, OSError)):
         await lane_owner.open_lane(owner)
 

@@ -11,7 +11,7 @@ import pytest
 from torpor import deployment, errors, messages
 from torpor.actors import lane, lane_address, lane_frames, mailbox, protocol, session
 from torpor.storage import records
-from torpor.testing import activations, lane_owner
+from torpor.testing import activations, eventually
 
 EPOCH = 3
 
@@ -88,7 +88,7 @@ async def prepared(spec: protocol.SlotSpec = SPEC) -> tuple[session.AgentSession
 async def test_calls_during_the_boot_await_its_end(
     monkeypatch: pytest.MonkeyPatch, *, refused: bool
 ) -> None:
-    """Who reads the head after the claim finds the owner still loading: the call waits for it."""
+    """Callers know the owner before it is loaded: their calls wait, and hear why it is not."""
     go = asyncio.Event()
 
     async def load(*_: object) -> Resident:
@@ -99,18 +99,19 @@ async def test_calls_during_the_boot_await_its_end(
 
     monkeypatch.setattr(session, "_take_up_residence", load)
     process, claim = await prepared()
-    booting = asyncio.create_task(process.boot(claim, {}))
+    assert await process.bind(protocol.Bind(claim=claim, laps_ms={})) is None
     early = asyncio.create_task(process.deliver(DELIVER))
     drain = asyncio.create_task(process.drain_inbox(EPOCH))
     await asyncio.sleep(0)
+    assert not early.done()
     go.set()
-    await booting
-    answer = protocol.unpack_delivered(await early)
     if refused:
-        assert isinstance(answer, protocol.Refusal)
-        assert answer.reason == errors.Fenced.reason
+        for answer in (await process.booted(), protocol.unpack_delivered(await early), await drain):
+            assert isinstance(answer, protocol.Refusal)
+            assert answer.reason == errors.CheckpointCorrupt.reason
     else:
-        assert protocol.accept(answer).text == "here"
+        assert await process.booted() is None
+        assert protocol.accept(protocol.unpack_delivered(await early)).text == "here"
         assert await drain is None
         assert process._living is not None
         process._living.cancel()
@@ -130,8 +131,22 @@ async def test_the_lane_listens_before_the_claim(monkeypatch: pytest.MonkeyPatch
     with tempfile.TemporaryDirectory(dir="/tmp", prefix="t") as folder:
         monkeypatch.setattr(lane_address, "sockets_folder", lambda: pathlib.Path(folder, "lanes"))
         process, claim = await prepared(msgspec.structs.replace(SPEC, host="127.0.0.1"))
-        booting = asyncio.create_task(process.boot(claim, {}))
-        await lane_owner.until(lambda: heads)
+        maker = await lane.Lane.connect(
+            "slot",
+            claim.owner.lane,
+            lane_frames.Secret(SPEC.slot.name, 0, SPEC.secret),
+            same_node=True,
+            on_end=lambda _: None,
+        )
+        binding = protocol.pack(protocol.Bind(claim=claim, laps_ms={}))
+        bound = await maker.call(lane_frames.Kind.BIND, binding, timeout_s=30)
+        assert protocol.unpack_done(bound) is None
+        booted = asyncio.create_task(
+            maker.call(lane_frames.Kind.BOOTED, protocol.pack(None), timeout_s=30)
+        )
+        again = await maker.call(lane_frames.Kind.BIND, binding, timeout_s=30)
+        assert protocol.unpack_done(again) is not None
+        await eventually.until(lambda: heads)
         seat = protocol.Seat(key=CLAIM.key, epoch=EPOCH, nonce="n", owner=heads[0])
         way = await lane.Lane.open(seat, same_node=True, on_end=lambda _: None)
         early = asyncio.create_task(way.call(lane_frames.Kind.DELIVER, DELIVER, timeout_s=30))
@@ -139,13 +154,14 @@ async def test_the_lane_listens_before_the_claim(monkeypatch: pytest.MonkeyPatch
             way.call(lane_frames.Kind.DRAIN_INBOX, protocol.pack(EPOCH + 1), timeout_s=30)
         )
         go.set()
-        assert protocol.accept(await booting).epoch == EPOCH
+        assert protocol.unpack_done(await booted) is None
         assert heads[0].lane != ""
         assert protocol.accept(protocol.unpack_delivered(await early)).text == "here"
         refused = protocol.unpack_done(await drain)
         assert refused is not None
         assert refused.reason == errors.Fenced.reason
         way.close()
+        maker.close()
         process._lane.close()  # type: ignore[union-attr]
         process._living.cancel()  # type: ignore[union-attr]
 
@@ -164,10 +180,14 @@ async def test_a_process_that_cannot_listen_works_without(
     monkeypatch.setattr(session, "_take_up_residence", fail)
     monkeypatch.setattr(lane_address, "sockets_folder", lambda: tmp_path / ("x" * 60))
     process, claim = await prepared(msgspec.structs.replace(SPEC, host=host))
-    answer = await process.boot(claim, {})
+    assert await process.bind(protocol.Bind(claim=claim, laps_ms={})) is None
+    answer = await process.booted()
     assert isinstance(answer, protocol.Refusal)
     assert answer.reason == errors.CheckpointCorrupt.reason
     assert bool(named[0]) == (host == "127.0.0.1")
+    monkeypatch.setattr(session, "LINGER_S", 0.0)
+    monkeypatch.setattr(session.ray.actor, "exit_actor", lambda: None)
+    await process.run_until_ended()
     if named[0]:
         address = lane_address.LaneAddress.parse(named[0])
         with pytest.raises(ConnectionRefusedError):
@@ -182,7 +202,9 @@ async def test_a_process_is_bound_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(session, "_take_up_residence", fail)
     process, claim = await prepared()
-    first, second = await process.boot(claim, {}), await process.boot(claim, {})
+    binding = protocol.Bind(claim=claim, laps_ms={})
+    assert await process.bind(binding) is None
+    first, second = await process.booted(), await process.bind(binding)
     assert isinstance(first, protocol.Refusal)
     assert isinstance(second, protocol.Refusal)
     assert (first.reason, second.reason) == (

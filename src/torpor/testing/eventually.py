@@ -24,3 +24,12 @@ async def assert_eventually(
         if time.monotonic() >= deadline_s:
             raise AssertionError(f"not within {timeout_s} s") from last
         await asyncio.sleep(interval_s)
+
+
+async def until(check: Callable[[], object], timeout_s: float = 10.0) -> None:
+    """Wait until something that can be seen at once is so; see `assert_eventually`."""
+
+    async def look() -> object:
+        return check()
+
+    await assert_eventually(look, timeout_s)

@@ -49,16 +49,7 @@ class LaneOwner:
 
     async def has_been_sent(self, count: int) -> None:
         """Wait until so many calls have arrived."""
-        await until(lambda: len(self.served) >= count)
-
-
-async def until(check: Callable[[], object]) -> None:
-    """Wait until something is so."""
-
-    async def look() -> object:
-        return check()
-
-    await eventually.assert_eventually(look)
+        await eventually.until(lambda: len(self.served) >= count)
 
 
 @contextlib.asynccontextmanager
@@ -73,7 +64,7 @@ async def listening() -> AsyncIterator[LaneOwner]:
         finally:
             made.server.close()
             # Its connections end in the loop's next rounds.
-            await until(lambda: not made.server.connections)
+            await eventually.until(lambda: not made.server.connections)
 
 
 async def open_lane(owner: LaneOwner, *, same_node: bool = True) -> lane.Lane:
