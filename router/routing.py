@@ -199,6 +199,12 @@ class Router:
                         ) from None
                     if unreachable >= UNREACHABLE_MAX:
                         raise
+                except errors.ResourceExhausted:
+                    raise
+                except errors.TorporError:
+                    # Perhaps it could not be loaded, and ends: who asks again finds another.
+                    self._directory.forget(key, seat.epoch)
+                    raise
 
     async def _locate(
         self,

@@ -128,7 +128,12 @@ class Cluster:
             deadline_s=SLOW_S,
         )
         protocol.accept(await self.node_agent(name).activate.remote(request))
-        assert (await self.head(session)).owner.node == node
+
+        async def owned() -> bool:
+            owner = (await self.head(session)).owner
+            return owner is not None and owner.node == node
+
+        await assert_eventually(owned, SLOW_S)
 
     def node_agent(self, name: str) -> ray.actor.ActorHandle:
         """Return the Ray actor of a node's agent."""
