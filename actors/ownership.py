@@ -48,6 +48,8 @@ class Ownership:
         self._beside_hot: set[str] = set()
         self.history: history.History
         self._newest: messages.Event | None = None
+        #: Waits until the claim is durable; None once a commit has waited for that.
+        self._flushing: asyncio.Task[None] | None = None
 
     async def claim(self, claim: records.Acquire) -> records.Acquired:
         """Become the owner.
@@ -62,6 +64,9 @@ class Ownership:
         self._claim = claim
         acquired = await self._acquire(claim)
         self.claimed = self.head = acquired.head
+        # Meanwhile it can be loaded.
+        self._flushing = asyncio.create_task(self._store.sessions.flush())
+        self._flushing.add_done_callback(lambda done: done.cancelled() or done.exception())
         self.history = history.History(self._store.sessions, self._blobs, claim.key)
         if acquired.hot:
             self._newest = msgspec.structs.replace(acquired.hot[-1], data={})
@@ -83,6 +88,20 @@ class Ownership:
                     **error.ids,
                 ) from error
         return acquired
+
+    async def settle(self) -> None:
+        """Return once the claim is durable, and all that was found with it.
+
+        Raises:
+            StoreUnavailable
+        """
+        if self._flushing is None:
+            return
+        try:
+            await asyncio.shield(self._flushing)
+        except errors.Unavailable:
+            await self._store.sessions.flush()
+        self._flushing = None
 
     def read_state(self, acquired: records.Acquired) -> memoryview | None:
         """Return the verified pickle of the agent, None before the first turn. Blocks.
@@ -303,6 +322,7 @@ class Ownership:
         for _ in range(RESOLVE_TRIES_MAX):
             try:
                 acquired = await self._acquire(claim)
+                await self._store.sessions.flush()
             except errors.Unavailable:
                 # Jitter, so that all owners of a node do not come back in one moment.
                 await self._clock.sleep(RESOLVE_PAUSE_S * (0.5 + random.random()))  # noqa: S311
@@ -341,6 +361,7 @@ class Ownership:
     def _mirror(self, commit: records.Commit, change: changes.Change) -> None:
         if commit.checkpoint is not None and change.state is not None:
             self.checkpoints.committed(change.state)
+        self._flushing = None
         if commit.events:
             self._newest = msgspec.structs.replace(commit.events[-1], data={})
         self.outcomes.update(commit.outcomes)

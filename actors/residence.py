@@ -34,8 +34,7 @@ from torpor.storage import blobs, digests, records, snapshot, store, workspace_f
 
 log = logging.getLogger(__name__)
 
-#: A session that is asked to leave while messages keep arriving handles them and tries again, this
-#: often.
+#: A session that is asked to leave while messages arrive handles them and tries again, this often.
 RELEASE_TRIES_MAX = 8
 LEFT = "the session has left this process; ask again"
 
@@ -145,6 +144,7 @@ class Residence:
                 # What waited before it ended the session here.
                 self._demand_residence()
         if known is not None and known.state is not records.OutcomeState.PENDING:
+            await self._owned.settle()
             return turn_record.reply(await self._owned.history.answer(known), repeated=True)
         if self._owned.head.status is records.Status.PAUSED:
             raise errors.SessionPaused(session=self._key.session)
@@ -241,6 +241,7 @@ class Residence:
         body_digest = f"{work.digest}/{work.mode:o}/{digests.of(work.path.encode())}"
         known = self._owned.remembered(work.request_id, body_digest)
         if known is not None:
+            await self._owned.settle()
             return protocol.Placed(version=known.version)
         self._move(lifecycle.Signal.BEGAN)
         try:
@@ -282,6 +283,7 @@ class Residence:
     async def _set_paused(self, *, paused: bool) -> protocol.Controlled:
         wanted = records.Status.PAUSED if paused else records.Status.IDLE
         if self._owned.head.status is wanted:
+            await self._owned.settle()
             return protocol.Controlled(version=self._owned.head.version)
         kind = messages.SESSION_PAUSED if paused else messages.SESSION_RESUMED
         self._move(lifecycle.Signal.BEGAN)

@@ -90,6 +90,9 @@ class MemorySessions:
         more = begin + limit < len(tokens)
         return [found[token] for token in page], page[-1] if more else ""
 
+    async def flush(self) -> None:
+        """There is nothing to wait for."""
+
     async def acquire(self, claim: records.Acquire) -> records.Acquired:
         """Take ownership: epoch + 1 with the claim's nonce, if the head is as observed."""
         session = self._living(claim.key)

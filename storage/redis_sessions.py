@@ -103,6 +103,7 @@ class RedisSessions:
                 ("HGETALL", keys.dedup(key)),
                 ("HGETALL", keys.head(key)),
             ),
+            write=False,
         )
         _raise(key, answer[0])
         taken = record_codec.head(key, head)
@@ -115,6 +116,10 @@ class RedisSessions:
             inbox=record_codec.items(inbox),
             outcomes=record_codec.outcomes_of(dedup),
         )
+
+    async def flush(self) -> None:
+        """Return once what was acquired is durable, and all that was found with it."""
+        await self._wire.flush()
 
     async def commit(self, commit: records.Commit) -> records.Committed:
         """Make a turn true, all of it or nothing."""

@@ -123,8 +123,11 @@ class Wire:
 
     async def settle(self) -> None:
         """Return once all that was read so far is durable, for who may have read nothing new."""
-        if not self.reads_wait:
-            return
+        if self.reads_wait:
+            await self.flush()
+
+    async def flush(self) -> None:
+        """Return once all that was written or read so far is durable."""
         if self.before_writes is not None:
             await self.before_writes()
         if self.barrier is not None:

@@ -57,17 +57,17 @@ async def test_claim_overtaken_between_its_reads_is_fenced(
     """State and head of different owners are never handed out as one."""
     sessions = redis_sessions.RedisSessions(wire)
     head = await sessions.create(store_samples.new(store_samples.key()))
-    write = wire.write
+    read = wire.read
 
     async def overtaken(*commands: redis_wire.Command, **how: Any) -> list[Any]:
         # The claim alone, then another owner's, then what the first one reads.
-        replies = await write(commands[0], **how)
+        replies = await read(commands[0], **how)
         for command in commands[1:]:
-            replies += await wire.read(command)
-            await wire.read(("HSET", keys.head(head.key), "e", 2, "n", "other"))
+            replies += await read(command)
+            await read(("HSET", keys.head(head.key), "e", 2, "n", "other"))
         return replies
 
-    monkeypatch.setattr(wire, "write", overtaken)
+    monkeypatch.setattr(wire, "read", overtaken)
     with pytest.raises(errors.Fenced):
         await sessions.acquire(store_samples.claim(head))
 

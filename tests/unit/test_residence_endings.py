@@ -1,5 +1,6 @@
 """An activation that ends while something else is under way, and one after another was lost."""
 
+import asyncio
 import pathlib
 import sys
 import threading
@@ -124,6 +125,28 @@ async def test_tidying_up_in_a_store_that_went_back(
     await here.send("1")
     await here.ended()
     assert (await store.sessions.head(here.owned.head.key)).owner is None
+
+
+async def test_what_was_found_is_told_once_it_is_durable(
+    store: memory_store.MemoryStore, activate: Activate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A claim waits for no disk; who finds a turn that was handled says so when a disk has it."""
+    key = await activations.new_session(store)
+    first = await activate(key)
+    answer = await first.send("hello", "r")
+    protocol.accept(await first.put(protocol.Leave(epoch=1)))
+    durable = asyncio.Event()
+    monkeypatch.setattr(store.sessions, "flush", durable.wait)
+    second = await activate(key)
+    told = asyncio.create_task(second.send("hello", "r"))
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert not told.done()
+    durable.set()
+    assert (await told).seq == answer.seq
+    # What it commits itself waits for the disk, and for all that came before.
+    durable.clear()
+    assert (await second.send("hello", "r")).repeated
 
 
 def _left(**lost: Any) -> records.InboxItem:
