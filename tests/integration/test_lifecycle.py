@@ -97,7 +97,7 @@ async def _ended(pid: int) -> bool:
     try:
         with open(f"/proc/{pid}/stat") as file:  # noqa: ASYNC230, PTH123 - one line of /proc
             return file.read().rsplit(")", 1)[1].split()[0] == "Z"
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):
         return True
 
 
