@@ -23,6 +23,9 @@ MESSAGE_BYTES_MAX = 1_000
 ID_BYTES_MAX = 256
 #: In place of what is left out of a message.
 _GAP = b" [...] "
+#: What gRPC for asyncio says in place of the gateway's answer, if that comes while the client still
+#: sends (https://github.com/grpc/grpc/issues/36066). Asked again, it mostly comes in time.
+_ANSWER_LOST = "Internal error from Core"
 
 
 class Row(NamedTuple):
@@ -123,6 +126,8 @@ def _bare(error: aio.AioRpcError, address: str) -> errors.TorporError:
     details = error.details() or error.code().name
     if cls is errors.DeadlineExceeded:
         return errors.DeadlineExceeded()
+    if details == _ANSWER_LOST:
+        return errors.Unavailable("the gateway ended the call while more was being sent to it")
     if cls is errors.Unavailable:
         where = address or "the address given"
         return errors.Unavailable(

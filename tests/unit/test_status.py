@@ -77,6 +77,13 @@ def test_codes_of_grpc_itself(code: grpc.StatusCode, cls: type[errors.TorporErro
     assert type(status.from_rpc_error(bare(code))) is cls
 
 
+def test_an_answer_that_grpc_has_lost() -> None:
+    """The gateway had ended an upload with an answer while the client still sent: ask again."""
+    got = status.from_rpc_error(bare(grpc.StatusCode.INTERNAL, "Internal error from Core"))
+    assert type(got) is errors.Unavailable
+    assert got.retryable
+
+
 def test_long_messages_fit_into_headers() -> None:
     """A long message is cut at a character's border, and what is sent stays below 8 KiB."""
     answer = status.to_status(errors.InvalidField("é" * 9_000, path="ü" * 9_000))
