@@ -20,7 +20,7 @@ class Calls(Protocol):
     """Calls into the cluster; each is bounded by `timeout_s`."""
 
     async def activate(
-        self, node: str, request: protocol.Activate, *, timeout_s: float
+        self, node: records.NodeRecord, request: protocol.Activate, *, timeout_s: float
     ) -> protocol.Activated:
         """Ask a node's agent to wake a session."""
         ...

@@ -6,13 +6,14 @@ import functools
 import logging
 import resource
 import sys
-from collections.abc import Callable
-from typing import TypeVar
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
 
 import msgspec
 
 from torpor import errors
 from torpor.actors import calls, lane, lane_frames, protocol
+from torpor.storage import records
 
 log = logging.getLogger(__name__)
 
@@ -52,11 +53,19 @@ class LaneCalls:
         self._opening: dict[str, asyncio.Task[lane.Lane | None]] = {}
         #: Until when no lane is tried, by the loop's clock.
         self._avoided: collections.OrderedDict[str, float] = collections.OrderedDict()
-        # Node agents have no lanes.
-        self.activate = others.activate
         self.bury = others.bury
         self.inspect_agent = others.inspect_agent
         self.drain = others.drain
+
+    async def activate(
+        self, node: records.NodeRecord, request: protocol.Activate, *, timeout_s: float
+    ) -> protocol.Activated:
+        """Ask a node's agent to wake a session."""
+        way = await self._agent_lane(node)
+        if way is None:
+            return await self._others.activate(node, request, timeout_s=timeout_s)
+        kind, unpack = lane_frames.Kind.ACTIVATE, protocol.unpack_activated
+        return await _ask(way, kind, request, unpack, timeout_s=timeout_s)
 
     async def deliver(
         self, seat: protocol.Seat, request: protocol.Deliver, *, timeout_s: float
@@ -108,17 +117,40 @@ class LaneCalls:
         """Return the way to an activation; None: there is none now."""
         if not (seat.owner.lane and seat.nonce):
             return None
-        known = self._lanes.get(seat.nonce)
+        same_node = seat.owner.node == self._node
+        ended = functools.partial(self._ended, seat.nonce, lambda: self._on_end(seat))
+        opens = functools.partial(lane.Lane.open, seat, same_node=same_node, on_end=ended)
+        return await self._way(seat.nonce, opens)
+
+    async def _agent_lane(self, node: records.NodeRecord) -> lane.Lane | None:
+        """Return the way to a node's agent; None: there is none now."""
+        if not node.agent_lane:
+            return None
+        nonce = node.incarnation
+        opens = functools.partial(
+            lane.Lane.connect,
+            node.agent_actor,
+            node.agent_lane,
+            lane_frames.Secret(node.node, 0, nonce),
+            same_node=node.node == self._node,
+            on_end=functools.partial(self._ended, nonce, lambda: None),
+        )
+        return await self._way(nonce, opens)
+
+    async def _way(
+        self, nonce: str, opens: Callable[[], Coroutine[Any, Any, lane.Lane]]
+    ) -> lane.Lane | None:
+        known = self._lanes.get(nonce)
         if known is not None and not known.closed:
-            self._lanes.move_to_end(seat.nonce)
+            self._lanes.move_to_end(nonce)
             return known
-        opening = self._opening.get(seat.nonce)
+        opening = self._opening.get(nonce)
         if opening is None:
-            if self._avoids(seat.nonce) or not self._has_room():
+            if self._avoids(nonce) or not self._has_room():
                 return None
-            opening = asyncio.create_task(self._open(seat))
-            self._opening[seat.nonce] = opening
-            opening.add_done_callback(functools.partial(self._opened, seat.nonce))
+            opening = asyncio.create_task(self._open(nonce, opens))
+            self._opening[nonce] = opening
+            opening.add_done_callback(functools.partial(self._opened, nonce))
         return await asyncio.shield(opening)
 
     def _opened(self, nonce: str, opening: asyncio.Task[lane.Lane | None]) -> None:
@@ -126,26 +158,26 @@ class LaneCalls:
         if not opening.cancelled():
             opening.exception()  # looked at here, for the case that all callers have left
 
-    async def _open(self, seat: protocol.Seat) -> lane.Lane | None:
-        same_node = seat.owner.node == self._node
-        ended = functools.partial(self._ended, seat)
+    async def _open(
+        self, nonce: str, opens: Callable[[], Coroutine[Any, Any, lane.Lane]]
+    ) -> lane.Lane | None:
         try:
-            made = await lane.Lane.open(seat, same_node=same_node, on_end=ended)
+            made = await opens()
         except (OSError, TimeoutError, errors.TorporError, msgspec.MsgspecError) as error:
-            log.info("no lane: %r", error, extra={"action": "no_lane", "session": str(seat.key)})
-            self._avoid(seat.nonce)
+            log.info("no lane: %r", error, extra={"action": "no_lane"})
+            self._avoid(nonce)
             return None
         if made.closed:
             # What is sent on it would be said to be in doubt, and never left.
             return None
-        self._lanes[seat.nonce] = made
+        self._lanes[nonce] = made
         return made
 
-    def _ended(self, seat: protocol.Seat, ended: lane.Lane) -> None:
+    def _ended(self, nonce: str, tell: Callable[[], None], ended: lane.Lane) -> None:
         # One that was closed here, to make room, is not among them any more.
-        if self._lanes.get(seat.nonce) is ended:
-            del self._lanes[seat.nonce]
-            self._on_end(seat)
+        if self._lanes.get(nonce) is ended:
+            del self._lanes[nonce]
+            tell()
 
     def _has_room(self) -> bool:
         """Whether one more connection may be opened; one that nobody uses goes if it must."""

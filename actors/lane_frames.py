@@ -43,6 +43,8 @@ class Kind(enum.IntEnum):
     #: Of the node's agent alone, since whoever comes later finds the process bound.
     BIND = 5
     BOOTED = 6
+    #: To a node's agent.
+    ACTIVATE = 7
 
 
 class Frame(NamedTuple):

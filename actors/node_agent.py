@@ -13,6 +13,7 @@ import psutil
 from torpor import clock, deployment, errors, ids
 from torpor.actors import (
     agent_code,
+    agent_lane,
     disposal,
     eviction,
     lease,
@@ -68,6 +69,7 @@ class NodeAgent:
         self._keeper: lease.LeaseKeeper
         self._store = redis_store.open(place)
         self._recognition = recognition.Recognition(self._store)
+        self._lane = agent_lane.AgentLane(node, self.activate)
 
     async def start(self) -> str:
         """Take office; returns the incarnation. An agent that is in office stays as it is."""
@@ -87,6 +89,8 @@ class NodeAgent:
             self._place, keys, self._store.sessions, node=self._node, node_name=self._node_name
         )
         await self._maker.clean_leftovers()
+        if self._maker.host:
+            await self._lane.listen(self._maker.host)
         await self._take_office()
         self._spawn(self._keep_beat())
         self._spawn(self._keep_office())
@@ -147,6 +151,7 @@ class NodeAgent:
         # Another beat would put the node's load back.
         self._retired = True
         self._keeper.stop()
+        self._lane.close()
         with contextlib.suppress(errors.TorporError):
             await self._store.nodes.withdraw(self._node)
             await self._store.nodes.drop_lease(self._node, self._incarnation)
@@ -328,6 +333,7 @@ class NodeAgent:
 
     async def _take_office(self) -> None:
         self._incarnation = ids.nonce()
+        self._lane.enter(self._incarnation)
         await self._store.nodes.claim_lease(
             self._node, self._incarnation, ttl_ms=self._place.lease_ttl_ms
         )
@@ -356,6 +362,7 @@ class NodeAgent:
             name=self._node_name,
             incarnation=self._incarnation,
             agent_actor=protocol.node_agent_name(self._node),
+            agent_lane=self._lane.address,
             gateway=self._gateway,
             sessions_max=self._place.sessions_per_node_max,
             cpus=self._cpus,

@@ -111,7 +111,7 @@ class Activate(msgspec.Struct, frozen=True, kw_only=True):
     placement_ms: float = 0.0
 
 
-class Activated(msgspec.Struct, frozen=True, kw_only=True):
+class Activated(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """The session is on its way up: its process takes calls, and answers them once it is loaded.
 
     If it cannot be loaded, they are answered with the reason.
@@ -121,6 +121,12 @@ class Activated(msgspec.Struct, frozen=True, kw_only=True):
     #: Owner and nonce as they are in the head.
     owner: records.Owner
     nonce: str
+
+
+unpack_activate = msgspec.msgpack.Decoder(Activate).decode
+unpack_activated: Callable[[bytes], Activated | Refusal] = msgspec.msgpack.Decoder(
+    Activated | Refusal
+).decode
 
 
 class AgentDescription(msgspec.Struct, frozen=True, kw_only=True, tag=True):

@@ -27,12 +27,11 @@ class RayCalls:
         self._finders = concurrent.futures.ThreadPoolExecutor(FINDERS, "find-actor")
 
     async def activate(
-        self, node: str, request: protocol.Activate, *, timeout_s: float
+        self, node: records.NodeRecord, request: protocol.Activate, *, timeout_s: float
     ) -> protocol.Activated:
         """Ask a node's agent to wake a session."""
-        name = protocol.node_agent_name(node)
         answer: protocol.Activated | protocol.Refusal = await self._call(
-            name, "activate", request, timeout_s=timeout_s
+            node.agent_actor, "activate", request, timeout_s=timeout_s
         )
         return protocol.accept(answer)
 

@@ -49,7 +49,7 @@ class SlotMaker:
         self._node = node
         self._node_name = node_name
         self._root = place.scratch / node_name / "slots"
-        self._host = ray.util.get_node_ip_address() if place.lanes else ""
+        self.host = ray.util.get_node_ip_address() if place.lanes else ""
         self.stock: slot_stock.Stock[slot_process.Slot] = slot_stock.Stock(
             self.start, clock.SystemClock(), starts_max=place.activations_per_node_max
         )
@@ -203,7 +203,7 @@ class SlotMaker:
             keys=self._keys.for_tenant(kind.tenant),
             node_name=self._node_name,
             slot=slot.folder,
-            host=self._host,
+            host=self.host,
             secret=slot.secret,
         )
         return self._actor_class.options(

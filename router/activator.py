@@ -217,9 +217,10 @@ class Activator:
         flight.until.demand()
         placed = self._view.placed(node, request)
         try:
-            async with self._view.office.during(node, self._view.incarnation(node)):
+            record = self._view.record(node)
+            async with self._view.office.during(node, record.incarnation):
                 activated = await self._calls.activate(
-                    node,
+                    record,
                     protocol.Activate(
                         key=head.key,
                         observed_epoch=head.epoch,

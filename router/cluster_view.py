@@ -98,10 +98,9 @@ class ClusterView:
         """Return what placement may choose from; nodes that publish no load yet are left out."""
         return [self._candidate(view, view.load) for view in self._views if view.load is not None]
 
-    def incarnation(self, node: str) -> str:
-        """Return the life that a node is in; empty for an unknown one."""
-        record = self._records.get(node)
-        return record.incarnation if record else ""
+    def record(self, node: str) -> records.NodeRecord:
+        """Return a node that placement may choose."""
+        return self._records[node]
 
     def name(self, node: str) -> str:
         """Return the name that people know a node by; empty for an unknown one."""

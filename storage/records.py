@@ -325,6 +325,8 @@ class NodeRecord(msgspec.Struct, frozen=True, kw_only=True):
     incarnation: str
     #: The node agent's Ray actor name.
     agent_actor: str
+    #: Where the node agent listens by itself, as `Owner.lane`; empty: only Ray reaches it.
+    agent_lane: str = ""
     #: Where its gateway listens, `host:port`; empty when it has none.
     gateway: str
     sessions_max: int

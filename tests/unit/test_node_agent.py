@@ -155,6 +155,7 @@ def agent(store: memory_store.MemoryStore, tmp_path: pathlib.Path) -> node_agent
         storage=tmp_path,
         scratch=tmp_path,
         signing_key_file=tmp_path / "keys",
+        lanes=False,
     )
     return node_agent.NodeAgent(place, NODE, NODE, "host:1", 1.0)
 

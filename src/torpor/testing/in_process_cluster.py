@@ -96,11 +96,11 @@ class InProcessCluster:
         return sum(name == method for name, _ in self.calls)
 
     async def activate(
-        self, node: str, request: protocol.Activate, *, timeout_s: float
+        self, node: records.NodeRecord, request: protocol.Activate, *, timeout_s: float
     ) -> protocol.Activated:
         """Take ownership, or refuse as the node is told to."""
-        self.calls.append(("activate", node))
-        here = self._answering(node)
+        self.calls.append(("activate", node.node))
+        here = self._answering(node.node)
         epoch = request.observed_epoch + 1
         # A real activation takes long enough for others to come in between.
         await asyncio.sleep(0)

@@ -49,6 +49,22 @@ def claim(head: records.Head, *, nonce: str = "", owner: records.Owner = OWNER) 
     )
 
 
+def node_record(node: str, *, incarnation: str = "i-1", lane: str = "") -> records.NodeRecord:
+    """Return a node as its agent announces it."""
+    return records.NodeRecord(
+        node=node,
+        name=f"name of {node}",
+        incarnation=incarnation,
+        agent_actor=f"node-agent/{node}",
+        agent_lane=lane,
+        gateway="127.0.0.1:7420",
+        sessions_max=8,
+        cpus=2.0,
+        memory_bytes=1 << 30,
+        started_ms=AT_MS,
+    )
+
+
 def events(head: records.Head, count: int) -> list[messages.Event]:
     """Return the next events of a session."""
     return [
