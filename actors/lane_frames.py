@@ -66,7 +66,7 @@ class Secret(NamedTuple):
     At first the one that made it, from its binding on those who have read the session's head.
     """
 
-    #: The session's; before it is bound, the name of its Ray actor.
+    #: The session's; of a slot that is not bound the folder's name; of a node's agent the node.
     key: object
     epoch: int
     nonce: str

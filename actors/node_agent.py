@@ -168,11 +168,13 @@ class NodeAgent:
         try:
             await self._end_forgotten(*waking)
             incarnation = self._incarnation
-            slot = await self._maker.make(request, incarnation, ids.nonce(), self._on_death)
+            slot = await self._maker.make(request, incarnation, ids.nonce())
         except BaseException:
             self._waking.remove(waking)
             raise
         self._spawn(self._see_up(slot, incarnation))
+        if self._lapsed.is_set() or incarnation != self._incarnation:
+            raise errors.NodeDraining(node=self._node_name)
         return protocol.Activated(epoch=slot.epoch, owner=slot.owner, nonce=slot.nonce)
 
     async def _see_up(self, slot: slot_process.Slot, incarnation: str) -> None:
@@ -185,7 +187,10 @@ class NodeAgent:
         finally:
             self._waking.remove((slot.key, slot.epoch))
         self._slots[slot.key, slot.epoch] = slot
-        if self._lapsed.is_set() or incarnation != self._incarnation:
+        slot.on_death = lambda dead: self._spawn(self._lay_to_rest(dead))
+        if slot.dead.is_set():
+            slot.on_death(slot)
+        elif self._lapsed.is_set() or incarnation != self._incarnation:
             # It claimed the session for a term that is over: anybody may take it over.
             await slot.kill()
         elif self._draining:
@@ -202,7 +207,6 @@ class NodeAgent:
         if slot is None or slot.dead.is_set():
             return
         if (await self._store.sessions.head(key)).epoch < epoch:
-            log.warning("forgotten by the store: %s", key, extra={"action": "forgotten"})
             if not await slot.leaves() and await slot.answers():
                 raise errors.NoCapacity("a former process of the session is busy here")
             await slot.kill()
@@ -214,9 +218,6 @@ class NodeAgent:
         for slot in await self._recognition.forgotten(self._living()):
             log.warning("forgotten by the store: %s", slot.key, extra={"action": "forgotten"})
             self._spawn(slot.evict())
-
-    def _on_death(self, slot: slot_process.Slot) -> None:
-        self._spawn(self._lay_to_rest(slot))
 
     async def _lay_to_rest(self, slot: slot_process.Slot) -> None:
         """Clear the owner, if it still is one, and remove what the process left on the node."""

@@ -62,7 +62,7 @@ class Ownership:
                 is owned.
         """
         self._claim = claim
-        acquired = await self._acquire(claim)
+        acquired = await self._acquire(claim, durable=False)
         self.claimed = self.head = acquired.head
         # Meanwhile it can be loaded.
         self._flushing = asyncio.create_task(self._store.sessions.flush())
@@ -93,7 +93,7 @@ class Ownership:
         """Return once the claim is durable, and all that was found with it.
 
         Raises:
-            StoreUnavailable
+            what `confirm` raises
         """
         if self._flushing is None:
             return
@@ -101,6 +101,8 @@ class Ownership:
             await asyncio.shield(self._flushing)
         except errors.Unavailable:
             await self._store.sessions.flush()
+        # Meanwhile it may have become another server that lacks the claim.
+        await self.confirm()
         self._flushing = None
 
     def read_state(self, acquired: records.Acquired) -> memoryview | None:
@@ -189,6 +191,7 @@ class Ownership:
                 expected_version=self.head.version,
             )
         if released:
+            self._flushing = None
             probes.reach(probes.Point.RELEASE_AFTER, session=str(self.head.key))
         return released
 
@@ -248,9 +251,9 @@ class Ownership:
         self.head = msgspec.structs.replace(head, hot_from=boundary, cold_index=cold_index)
         self.outcomes = outcomes.worth_keeping(self.outcomes, self._clock.now_ms())
 
-    async def _acquire(self, claim: records.Acquire) -> records.Acquired:
+    async def _acquire(self, claim: records.Acquire, *, durable: bool = True) -> records.Acquired:
         probes.reach(probes.Point.ACQUIRE_BEFORE, session=str(claim.key))
-        acquired = await self._store.sessions.acquire(claim)
+        acquired = await self._store.sessions.acquire(claim, durable=durable)
         probes.reach(
             probes.Point.ACQUIRE_AFTER,
             session=str(claim.key),
@@ -322,7 +325,6 @@ class Ownership:
         for _ in range(RESOLVE_TRIES_MAX):
             try:
                 acquired = await self._acquire(claim)
-                await self._store.sessions.flush()
             except errors.Unavailable:
                 # Jitter, so that all owners of a node do not come back in one moment.
                 await self._clock.sleep(RESOLVE_PAUSE_S * (0.5 + random.random()))  # noqa: S311

@@ -298,6 +298,8 @@ class Bind(msgspec.Struct, frozen=True, kw_only=True):
     claim: records.Acquire
     #: What the wake has taken so far.
     laps_ms: dict[str, float]
+    #: Seconds until it has to be loaded.
+    boot_s: float
 
 
 unpack_bind = msgspec.msgpack.Decoder(Bind).decode

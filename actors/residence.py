@@ -109,7 +109,10 @@ class Residence:
 
     async def _answer(self, work: mailbox.Work) -> object:
         try:
-            return await self._dispatch(work)
+            answer = await self._dispatch(work)
+            async with self._ending_if_lost():
+                await self._owned.settle()
+            return answer
         except errors.TorporError as error:
             return protocol.refuse(error)
         except Exception:
@@ -144,7 +147,6 @@ class Residence:
                 # What waited before it ended the session here.
                 self._demand_residence()
         if known is not None and known.state is not records.OutcomeState.PENDING:
-            await self._owned.settle()
             return turn_record.reply(await self._owned.history.answer(known), repeated=True)
         if self._owned.head.status is records.Status.PAUSED:
             raise errors.SessionPaused(session=self._key.session)
@@ -241,7 +243,6 @@ class Residence:
         body_digest = f"{work.digest}/{work.mode:o}/{digests.of(work.path.encode())}"
         known = self._owned.remembered(work.request_id, body_digest)
         if known is not None:
-            await self._owned.settle()
             return protocol.Placed(version=known.version)
         self._move(lifecycle.Signal.BEGAN)
         try:
@@ -283,7 +284,6 @@ class Residence:
     async def _set_paused(self, *, paused: bool) -> protocol.Controlled:
         wanted = records.Status.PAUSED if paused else records.Status.IDLE
         if self._owned.head.status is wanted:
-            await self._owned.settle()
             return protocol.Controlled(version=self._owned.head.version)
         kind = messages.SESSION_PAUSED if paused else messages.SESSION_RESUMED
         self._move(lifecycle.Signal.BEGAN)

@@ -39,6 +39,9 @@ log = logging.getLogger(__name__)
 CONCURRENCY_MAX = 128
 #: After its session has ended a process stays this long, so that answers under way get out.
 LINGER_S = 0.2
+#: One that could not load its session stays this long, so that those who are about to call it hear
+#: why.
+REFUSED_LINGER_S = 1.0
 NOT_THE_OWNER = "this process does not own that epoch"
 
 
@@ -87,7 +90,7 @@ class AgentSession:
         return None
 
     async def booted(self) -> protocol.Refusal | None:
-        """Await the end of the boot; on a refusal nothing is owned and the process ends."""
+        """Await the end of the boot; on a refusal the process ends, and owns nothing for long."""
         await self._booted.wait()
         return self._refusal
 
@@ -110,9 +113,14 @@ class AgentSession:
         spec = protocol.BootSpec(**msgspec.structs.asdict(self._spec), claim=request.claim)
         try:
             watch = stopwatch.Stopwatch(request.laps_ms)
-            return await _take_up_residence(spec, equipment, watch)
+            async with asyncio.timeout(request.boot_s):
+                return await _take_up_residence(spec, equipment, watch)
         except errors.TorporError:
             raise
+        except TimeoutError:
+            raise errors.ActivationFailed(
+                f"the session was not loaded within {request.boot_s:.0f} s", session=session
+            ) from None
         except Exception as error:
             log.exception("boot failed", extra={"action": "boot_failed"})
             raise errors.ActivationFailed(
@@ -197,7 +205,7 @@ class AgentSession:
     async def run_until_ended(self) -> None:
         """Await the session's end, then end the process."""
         await self._over.wait()
-        await asyncio.sleep(LINGER_S)
+        await asyncio.sleep(LINGER_S if self._refusal is None else REFUSED_LINGER_S)
         if self._lane is not None:
             self._lane.close()
         ray.actor.exit_actor()

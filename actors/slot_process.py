@@ -58,7 +58,7 @@ class Slot:
         self.leaving = False
         #: Set once the process is proven dead.
         self.dead = asyncio.Event()
-        #: Called once, with the process's death.
+        #: Called with the process's death, once it has loaded its session.
         self.on_death: Callable[[Slot], None] = lambda _: None
         # What it is bound to.
         self.key: records.SessionKey
@@ -78,10 +78,10 @@ class Slot:
         """Whether its process runs."""
         return self.pid is not None and not self.dead.is_set()
 
-    def bind(self, claim: records.Acquire, on_death: Callable[["Slot"], None]) -> None:
+    def bind(self, claim: records.Acquire) -> None:
         """Make it that activation's, for good."""
         self.key, self.epoch, self.nonce = claim.key, claim.observed_epoch + 1, claim.nonce
-        self.owner, self.on_death = claim.owner, on_death
+        self.owner = claim.owner
 
     async def connect(self) -> None:
         """Open the way on which it will be bound, before anybody waits for that."""

@@ -5,9 +5,10 @@ import contextlib
 import logging
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
+import msgspec
 import ray
 
 from torpor import clock, deployment, errors, ids
@@ -66,7 +67,6 @@ class SlotMaker:
         request: protocol.Activate,
         incarnation: str,
         nonce: str,
-        on_death: Callable[[slot_process.Slot], None],
     ) -> slot_process.Slot:
         """Take a slot and let it begin to claim and load the session; it takes calls from now on.
 
@@ -91,15 +91,16 @@ class SlotMaker:
             owner=owner,
             nonce=nonce,
         )
-        slot.bind(claim, on_death)
+        slot.bind(claim)
         with _failures(str(request.key)):
             try:
                 if request.key in self.kept:
                     taken = asyncio.to_thread(self.kept.take, request.key, slot.folder)
                     await asyncio.wait_for(taken, ends_s - time.monotonic())
                 watch.lap("slot")
-                binding = protocol.Bind(claim=claim, laps_ms=watch.laps_ms)
-                await slot.begin(binding, ends_s - time.monotonic())
+                left_s = ends_s - time.monotonic()
+                binding = protocol.Bind(claim=claim, laps_ms=watch.laps_ms, boot_s=left_s)
+                await slot.begin(binding, left_s)
             except BaseException:
                 await self._give_up(slot)
                 raise
@@ -114,7 +115,8 @@ class SlotMaker:
         """
         with _failures(str(slot.key)):
             try:
-                await slot.booted(slot.boot_ends_s - time.monotonic())
+                # Its process gives up by itself before.
+                await slot.booted(slot.boot_ends_s - time.monotonic() + REFUSED_GRACE_S)
             except BaseException as error:
                 if isinstance(error, errors.TorporError):
                     # It says so to those who have called it, and ends.
@@ -125,8 +127,6 @@ class SlotMaker:
 
     async def _give_up(self, slot: slot_process.Slot) -> None:
         """End a slot whose boot failed; the files that it was given stay on the node."""
-        # Nobody else gets it, whatever it has done by now.
-        slot.on_death = lambda _: None
         await slot.end()
         with contextlib.suppress(errors.TorporError):
             # It may have claimed the session. Who calls next would only learn that it is dead.
@@ -243,7 +243,13 @@ def _failures(whose: str) -> Iterator[None]:
     """Turn what Ray and the system raise into `ActivationFailed`."""
     try:
         yield
-    except (OSError, ray.exceptions.RayError, ValueError, errors.OwnerUnreachable) as error:
+    except (
+        OSError,
+        ray.exceptions.RayError,
+        ValueError,
+        msgspec.MsgspecError,
+        errors.OwnerUnreachable,
+    ) as error:
         raise errors.ActivationFailed(
             f"the session's process did not come up: {type(error).__name__}: {error}",
             session=whose,

@@ -1,6 +1,6 @@
 """Handing calls to whoever owns a session, wherever that is by now."""
 
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Mapping
 from typing import TypeVar
 
 from torpor import errors, limits, messages
@@ -15,6 +15,15 @@ UNREACHABLE_MAX = 4
 #: Nodes on which a session may fail to load: a broken node must not stop a session, nor a broken
 #: session go through all nodes.
 LOADS_TRIED_MAX = 2
+#: What only an owner says that has loaded its session: the hint of it stays.
+OF_A_LOADED_OWNER = (
+    errors.DeadlineExceeded,
+    errors.DedupFull,
+    errors.MailboxFull,
+    errors.RequestIdReused,
+    errors.SessionBusy,
+    errors.SessionPaused,
+)
 #: Processes that may die under one message: what it does outside, it does again each time.
 DEATHS_MAX = 3
 
@@ -56,15 +65,15 @@ class Router:
             VersionsLost: the session is older than `min_version`: committed turns were lost.
             what `reach` raises
         """
-        asked: set[int] = set()
-        died_under_it: set[int] = set()
+        asked: set[str] = set()
+        died_under_it: set[str] = set()
 
         async def ask(seat: protocol.Seat, left_s: float) -> protocol.Delivered:
-            died = len(died_under_it - {seat.epoch})
+            died = len(died_under_it - {seat.nonce})
             # The last of them may have died after its commit.
             if died >= DEATHS_MAX and not await handled():
                 raise errors.MessageGivenUp(
-                    f"{DEATHS_MAX} processes died while they handled this message",
+                    f"{DEATHS_MAX} processes died while they woke for this message, or handled it",
                     session=key.session,
                     tenant=key.tenant,
                 )
@@ -74,14 +83,14 @@ class Router:
                 body_digest=body_digest,
                 min_version=min_version,
                 # Asked again, the owner may be busy with this very message.
-                busy=protocol.BusyPolicy.ENQUEUE if seat.epoch in asked else busy,
+                busy=protocol.BusyPolicy.ENQUEUE if seat.nonce in asked else busy,
                 deadline_s=left_s,
             )
-            asked.add(seat.epoch)
+            asked.add(seat.nonce)
             try:
                 return await self._calls.deliver(seat, request, timeout_s=left_s)
             except errors.OwnerUnreachable:
-                died_under_it.add(seat.epoch)
+                died_under_it.add(seat.nonce)
                 raise
 
         async def handled() -> bool:
@@ -167,13 +176,14 @@ class Router:
             OutcomeUnknown: it was refused now, but an owner that was asked before did not answer.
             what `ask`, `if_paused` and `Activator.locate` raise
         """
-        stale = unreachable = suspect_epoch = 0
-        broken: set[str] = set()
+        stale = unreachable = loads = 0
+        suspect: protocol.Seat | None = None
+        broken: dict[str, errors.ActivationFailed] = {}
         while True:
             with doubt.in_doubt(unreachable > 0, key):
                 seat = self._directory.get(key)
                 if seat is None:
-                    seat = await self._locate(key, until, suspect_epoch, broken, if_paused)
+                    seat = await self._locate(key, until, suspect, broken, if_paused)
                 try:
                     owner = seat.owner
                     async with self._office.during(owner.node, owner.incarnation):
@@ -183,23 +193,24 @@ class Router:
                     stale += 1
                     if stale > limits.FORWARDS_MAX:
                         raise
-                except errors.ActivationFailed:
+                except errors.ActivationFailed as error:
                     self._directory.forget(key, seat.epoch)
-                    broken.add(owner.node)
-                    if len(broken) >= LOADS_TRIED_MAX:
+                    broken[owner.node] = error
+                    loads += 1
+                    if loads >= LOADS_TRIED_MAX:
                         raise
                 except errors.OwnerUnreachable:
                     self._directory.forget(key, seat.epoch)
-                    suspect_epoch = seat.epoch
+                    suspect = seat
                     unreachable += 1
                     if until.left_s() <= 0:
-                        self._activator.suspect(key, suspect_epoch)
+                        self._activator.suspect(key, seat.epoch)
                         raise errors.DeadlineExceeded(
                             session=key.session, tenant=key.tenant
                         ) from None
                     if unreachable >= UNREACHABLE_MAX:
                         raise
-                except errors.ResourceExhausted:
+                except OF_A_LOADED_OWNER:
                     raise
                 except errors.TorporError:
                     # Perhaps it could not be loaded, and ends: who asks again finds another.
@@ -210,13 +221,23 @@ class Router:
         self,
         key: records.SessionKey,
         until: deadline.Deadline,
-        suspect_epoch: int,
-        broken: Collection[str],
+        suspect: protocol.Seat | None,
+        broken: Mapping[str, errors.ActivationFailed],
         if_paused: Callable[[], Awaitable[None]] | None,
     ) -> protocol.Seat:
         head = await self._sessions.head(key)
         if if_paused is not None and head.status is records.Status.PAUSED:
             await if_paused()
-        return await self._activator.locate(
-            key, until, suspect_epoch=suspect_epoch, head=head, excluded=broken
-        )
+        # Of one epoch another may have won the claim.
+        suspected = suspect is not None and head.nonce in ("", suspect.nonce)
+        try:
+            return await self._activator.locate(
+                key,
+                until,
+                suspect_epoch=suspect.epoch if suspect is not None and suspected else 0,
+                head=head,
+                excluded=broken,
+            )
+        except errors.NoCapacity as full:
+            # That one node could not load it says more.
+            raise next(iter(broken.values()), full) from None

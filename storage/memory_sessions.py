@@ -93,7 +93,7 @@ class MemorySessions:
     async def flush(self) -> None:
         """There is nothing to wait for."""
 
-    async def acquire(self, claim: records.Acquire) -> records.Acquired:
+    async def acquire(self, claim: records.Acquire, *, durable: bool = True) -> records.Acquired:
         """Take ownership: epoch + 1 with the claim's nonce, if the head is as observed."""
         session = self._living(claim.key)
         head = session.head

@@ -79,7 +79,7 @@ class RedisSessions:
                 break
         return entries[:limit], len(entries) > limit
 
-    async def acquire(self, claim: records.Acquire) -> records.Acquired:
+    async def acquire(self, claim: records.Acquire, *, durable: bool = True) -> records.Acquired:
         """Take ownership: epoch + 1 with the claim's nonce, if the head is as observed."""
         key, owner = claim.key, claim.owner
         answer, state, hot, inbox, dedup, head = await scripts.script("acquire").run(
@@ -103,7 +103,7 @@ class RedisSessions:
                 ("HGETALL", keys.dedup(key)),
                 ("HGETALL", keys.head(key)),
             ),
-            write=False,
+            write=durable,
         )
         _raise(key, answer[0])
         taken = record_codec.head(key, head)
@@ -118,7 +118,7 @@ class RedisSessions:
         )
 
     async def flush(self) -> None:
-        """Return once what was acquired is durable, and all that was found with it."""
+        """Return once all that the server has now is durable."""
         await self._wire.flush()
 
     async def commit(self, commit: records.Commit) -> records.Committed:

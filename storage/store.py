@@ -50,18 +50,18 @@ class Sessions(Protocol):
         ...
 
     async def flush(self) -> None:
-        """Return once what was acquired is durable, and all that was found with it.
+        """Return once all that the store has now is durable.
 
         Raises:
             StoreUnavailable
         """
         ...
 
-    async def acquire(self, claim: records.Acquire) -> records.Acquired:
+    async def acquire(self, claim: records.Acquire, *, durable: bool = True) -> records.Acquired:
         """Take ownership: epoch + 1 with the claim's nonce, if the head is as observed.
 
-        Not durable yet, nor is perhaps what it finds: that is waited for by the first commit, or by
-        `flush`. A claim that is lost before is refused at the first commit, like any other.
+        Unless `durable`, it may be lost again, and what it finds, too, until a commit has waited
+        for the disk, or a `flush` after which the claim still stands.
 
         Raises:
             Fenced: the head has another epoch or owner than observed.

@@ -2,7 +2,6 @@
 
 import asyncio
 import pathlib
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -13,53 +12,13 @@ from torpor.actors import (
     load_meter,
     node_agent,
     protocol,
-    slot_board,
     slot_process,
     slot_stock,
 )
 from torpor.storage import keyring, memory_store, records
-from torpor.testing import activations, eventually, store_samples
+from torpor.testing import activations, eventually, store_samples, unproven_slot
 
 NODE = "n1"
-
-
-class Method:
-    """A method of a session's process, as Ray would call it; silent until told its answer."""
-
-    def __init__(self) -> None:
-        self.calls: list[Any] = []
-        self.answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-
-    def remote(self, *arguments: Any) -> asyncio.Future[Any]:
-        """Note the call."""
-        self.calls.append(arguments)
-        return asyncio.ensure_future(asyncio.shield(self.answer))
-
-
-class Handle:
-    """A session's process."""
-
-    def __init__(self) -> None:
-        self.leave, self.control, self.ping = Method(), Method(), Method()
-
-
-class UnprovenSlot(slot_process.Slot):
-    """A slot whose process is a number on paper."""
-
-    killed = False
-    phase = lifecycle.Phase.IDLE
-    quiet_s = 0.0
-
-    def activity(self) -> slot_board.Activity | None:
-        """Say what the test says, until it is dead."""
-        if self.killed:
-            return None
-        return slot_board.Activity(pid=0, phase=self.phase, turns=1, quiet_s=self.quiet_s)
-
-    async def kill(self) -> None:
-        """Die at once."""
-        self.killed = True
-        self.dead.set()
 
 
 class Maker:
@@ -69,7 +28,8 @@ class Maker:
         self._folder = folder
         self.go = asyncio.Event()
         self.begun = asyncio.Event()
-        self.made: list[UnprovenSlot] = []
+        self.made: list[unproven_slot.UnprovenSlot] = []
+        self.refusal: errors.TorporError | None = None
         self.stock = slot_stock.Stock(self._never, clock.SystemClock(), starts_max=1)
 
     async def _never(self, kind: slot_stock.Kind) -> slot_process.Slot:
@@ -81,13 +41,12 @@ class Maker:
         request: protocol.Activate,
         incarnation: str,
         nonce: str,
-        on_death: Callable[[slot_process.Slot], None],
     ) -> slot_process.Slot:
         """Wait to be let."""
         self.begun.set()
         await self.go.wait()
         kind = slot_stock.Kind(tenant=request.key.tenant, agent=request.agent)
-        slot = UnprovenSlot(kind, "actor", self._folder / nonce)
+        slot = unproven_slot.UnprovenSlot(kind, "actor", self._folder / nonce)
         claim = records.Acquire(
             key=request.key,
             observed_epoch=request.observed_epoch,
@@ -95,13 +54,15 @@ class Maker:
             owner=store_samples.OWNER,
             nonce=nonce,
         )
-        slot.bind(claim, on_death)
+        slot.bind(claim)
         slot.handle = Handle()
         self.made.append(slot)
         return slot
 
     async def see_up(self, slot: slot_process.Slot) -> None:
-        """Say that it is loaded."""
+        """Say that it is loaded, or why it is not."""
+        if self.refusal is not None:
+            raise self.refusal
 
 
 class Office:
@@ -122,7 +83,7 @@ class Office:
         )
         return asyncio.create_task(self.agent.activate(request))
 
-    async def woken(self) -> UnprovenSlot:
+    async def woken(self) -> unproven_slot.UnprovenSlot:
         """Wake a session and return its slot."""
         self.maker.go.set()
         protocol.accept(await self.wake())
@@ -217,8 +178,17 @@ async def test_drain_during_a_wake(office: Office) -> None:
     await _asked(slot)
 
 
-async def _asked(slot: UnprovenSlot) -> None:
+async def _asked(slot: unproven_slot.UnprovenSlot) -> None:
     await eventually.until(lambda: slot.handle.control.calls)
+
+
+async def test_a_session_that_cannot_be_loaded_leaves_no_trace(office: Office) -> None:
+    """Its callers hear why from its process; here its place is free again."""
+    office.maker.refusal = errors.CheckpointCorrupt()
+    office.maker.go.set()
+    protocol.accept(await office.wake())
+    await eventually.until(lambda: not office.agent._waking)
+    assert not office.agent._slots
 
 
 async def test_lapse_during_a_wake(office: Office) -> None:
@@ -227,7 +197,8 @@ async def test_lapse_during_a_wake(office: Office) -> None:
     await office.maker.begun.wait()
     office.agent._incarnation = ids.nonce()
     office.maker.go.set()
-    protocol.accept(await waking)
+    with pytest.raises(errors.NodeDraining):
+        protocol.accept(await waking)
     await eventually.until(office.maker.made[0].dead.is_set)
 
 

@@ -26,7 +26,7 @@ class Here:
         if known:
             await self.store.sessions.acquire(claim)
         made = slot_process.Slot(KIND, "actor", pathlib.Path("unused"))
-        made.bind(claim, lambda _: None)
+        made.bind(claim)
         return made
 
 

@@ -51,10 +51,10 @@ class LossySessions:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._inner, name)
 
-    async def acquire(self, claim: records.Acquire) -> records.Acquired:
+    async def acquire(self, claim: records.Acquire, **how: Any) -> records.Acquired:
         """Carry it out; the first answer after a lost commit is lost, too."""
         self.acquires += 1
-        acquired = await self._inner.acquire(claim)
+        acquired = await self._inner.acquire(claim, **how)
         if self.lose is not None:
             self.lose = None
             raise errors.StoreUnavailable

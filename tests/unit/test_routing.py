@@ -221,6 +221,24 @@ async def test_a_session_that_one_node_cannot_load_wakes_on_another(
     assert len(set(tried)) == len(tried) == routing.LOADS_TRIED_MAX
 
 
+async def test_why_it_cannot_be_loaded_is_told_where_no_other_node_is_free(
+    parts: router_parts.RouterParts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That the others have no room says less."""
+
+    async def ask(seat: protocol.Seat, left_s: float) -> None:
+        parts.cluster.kill(router_parts.KEY)
+        await parts.store.sessions.vacate(
+            router_parts.KEY, epoch=seat.epoch, incarnation=seat.owner.incarnation
+        )
+        for node in parts.cluster.nodes.values():
+            node.refusal = errors.NoCapacity("full")
+        raise errors.ActivationFailed("no module named tools")
+
+    with pytest.raises(errors.ActivationFailed, match="tools"):
+        await parts.router.reach(router_parts.KEY, parts.until(), ask)
+
+
 async def test_the_deadline_is_handed_on(parts: router_parts.RouterParts) -> None:
     """What the owner is given is what is left; nobody is asked when nothing is."""
     given: list[float] = []

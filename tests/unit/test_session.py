@@ -99,7 +99,7 @@ async def test_calls_during_the_boot_await_its_end(
 
     monkeypatch.setattr(session, "_take_up_residence", load)
     process, claim = await prepared()
-    assert await process.bind(protocol.Bind(claim=claim, laps_ms={})) is None
+    assert await process.bind(protocol.Bind(claim=claim, laps_ms={}, boot_s=60.0)) is None
     early = asyncio.create_task(process.deliver(DELIVER))
     drain = asyncio.create_task(process.drain_inbox(EPOCH))
     await asyncio.sleep(0)
@@ -138,7 +138,7 @@ async def test_the_lane_listens_before_the_claim(monkeypatch: pytest.MonkeyPatch
             same_node=True,
             on_end=lambda _: None,
         )
-        binding = protocol.pack(protocol.Bind(claim=claim, laps_ms={}))
+        binding = protocol.pack(protocol.Bind(claim=claim, laps_ms={}, boot_s=60.0))
         bound = await maker.call(lane_frames.Kind.BIND, binding, timeout_s=30)
         assert protocol.unpack_done(bound) is None
         booted = asyncio.create_task(
@@ -180,12 +180,12 @@ async def test_a_process_that_cannot_listen_works_without(
     monkeypatch.setattr(session, "_take_up_residence", fail)
     monkeypatch.setattr(lane_address, "sockets_folder", lambda: tmp_path / ("x" * 60))
     process, claim = await prepared(msgspec.structs.replace(SPEC, host=host))
-    assert await process.bind(protocol.Bind(claim=claim, laps_ms={})) is None
+    assert await process.bind(protocol.Bind(claim=claim, laps_ms={}, boot_s=60.0)) is None
     answer = await process.booted()
     assert isinstance(answer, protocol.Refusal)
     assert answer.reason == errors.CheckpointCorrupt.reason
     assert bool(named[0]) == (host == "127.0.0.1")
-    monkeypatch.setattr(session, "LINGER_S", 0.0)
+    monkeypatch.setattr(session, "REFUSED_LINGER_S", 0.0)
     monkeypatch.setattr(session.ray.actor, "exit_actor", lambda: None)
     await process.run_until_ended()
     if named[0]:
@@ -202,7 +202,7 @@ async def test_a_process_is_bound_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(session, "_take_up_residence", fail)
     process, claim = await prepared()
-    binding = protocol.Bind(claim=claim, laps_ms={})
+    binding = protocol.Bind(claim=claim, laps_ms={}, boot_s=60.0)
     assert await process.bind(binding) is None
     first, second = await process.booted(), await process.bind(binding)
     assert isinstance(first, protocol.Refusal)

@@ -24,6 +24,18 @@ class Slot(slot_process.Slot):
         self.ended = True
 
 
+class Vacated:
+    """Notes which owners are cleared."""
+
+    def __init__(self) -> None:
+        self.vacated: list[str] = []
+
+    async def vacate(self, _: object, *, nonce: str, **__: object) -> bool:
+        """Note it."""
+        self.vacated.append(nonce)
+        return True
+
+
 async def test_a_slot_whose_files_cannot_be_moved_is_not_left_behind(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -76,9 +88,42 @@ async def test_a_slot_whose_files_cannot_be_moved_is_not_left_behind(
         deadline_s=60.0,
     )
     with pytest.raises(errors.ActivationFailed, match="read-only"):
-        await maker.make(request, "incarnation", "nonce", lambda _: None)
+        await maker.make(request, "incarnation", "nonce")
     assert [slot.ended for slot in made] == [True]
     assert vacated == ["nonce"], "it may have claimed the session"
+
+
+@pytest.mark.parametrize("refusal", [errors.CheckpointCorrupt, errors.OwnerUnreachable])
+async def test_a_session_that_cannot_be_loaded_is_buried_once(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, refusal: type[errors.TorporError]
+) -> None:
+    """Its process says why and ends; the owner is cleared, and the files stay on the node."""
+    keyring.create(tmp_path / "keys")
+    sessions: Any = Vacated()
+    maker = slots.SlotMaker(
+        store_samples.deployment_at(""),
+        keyring.load(tmp_path / "keys"),
+        sessions,
+        node="node-1",
+        node_name="node-1",
+    )
+    kept: list[pathlib.Path] = []
+    monkeypatch.setattr(slots.remains, "keep", lambda _, folder, __: kept.append(folder))
+    slot = Slot(KIND, "actor", tmp_path / "slot")
+    head = store_samples.new(store_samples.key()).head()
+    slot.bind(store_samples.claim(head, nonce="nonce"))
+
+    async def refuse(_: float) -> None:
+        slot.dead.set()
+        raise refusal
+
+    monkeypatch.setattr(slot, "booted", refuse)
+    raised = errors.ActivationFailed if refusal is errors.OwnerUnreachable else refusal
+    with pytest.raises(raised):
+        await maker.see_up(slot)
+    assert slot.ended
+    assert sessions.vacated == ["nonce"]
+    assert kept == [slot.folder]
 
 
 async def test_what_is_read_only_is_removed_too(tmp_path: pathlib.Path) -> None:
