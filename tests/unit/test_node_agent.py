@@ -55,7 +55,7 @@ class Maker:
             nonce=nonce,
         )
         slot.bind(claim)
-        slot.handle = Handle()
+        slot.handle = unproven_slot.Handle()
         self.made.append(slot)
         return slot
 

@@ -16,7 +16,8 @@ class Method:
     def remote(self, *arguments: Any) -> asyncio.Future[Any]:
         """Note the call."""
         self.calls.append(arguments)
-        return asyncio.ensure_future(asyncio.shield(self.answer))
+        shielded: asyncio.Future[Any] = asyncio.shield(self.answer)
+        return shielded
 
 
 class Handle:
