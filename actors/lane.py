@@ -20,7 +20,7 @@ UNSENT_BYTES_MAX = 2 * lane_frames.CALL_BYTES_MAX
 
 
 class Lane(asyncio.Protocol):
-    """Calls to one process of a session."""
+    """Calls to one process."""
 
     def __init__(self, name: str, on_end: Callable[["Lane"], None]) -> None:
         self._name = name

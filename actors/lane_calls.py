@@ -117,16 +117,22 @@ class LaneCalls:
         """Return the way to an activation; None: there is none now."""
         if not (seat.owner.lane and seat.nonce):
             return None
+        known = self._known(seat.nonce)
+        if known is not None:
+            return known
         same_node = seat.owner.node == self._node
         ended = functools.partial(self._ended, seat.nonce, lambda: self._on_end(seat))
         opens = functools.partial(lane.Lane.open, seat, same_node=same_node, on_end=ended)
-        return await self._way(seat.nonce, opens)
+        return await self._opened_by(seat.nonce, opens)
 
     async def _agent_lane(self, node: records.NodeRecord) -> lane.Lane | None:
         """Return the way to a node's agent; None: there is none now."""
         if not node.agent_lane:
             return None
         nonce = node.incarnation
+        known = self._known(nonce)
+        if known is not None:
+            return known
         opens = functools.partial(
             lane.Lane.connect,
             node.agent_actor,
@@ -135,15 +141,18 @@ class LaneCalls:
             same_node=node.node == self._node,
             on_end=functools.partial(self._ended, nonce, lambda: None),
         )
-        return await self._way(nonce, opens)
+        return await self._opened_by(nonce, opens)
 
-    async def _way(
+    def _known(self, nonce: str) -> lane.Lane | None:
+        known = self._lanes.get(nonce)
+        if known is None or known.closed:
+            return None
+        self._lanes.move_to_end(nonce)
+        return known
+
+    async def _opened_by(
         self, nonce: str, opens: Callable[[], Coroutine[Any, Any, lane.Lane]]
     ) -> lane.Lane | None:
-        known = self._lanes.get(nonce)
-        if known is not None and not known.closed:
-            self._lanes.move_to_end(nonce)
-            return known
         opening = self._opening.get(nonce)
         if opening is None:
             if self._avoids(nonce) or not self._has_room():

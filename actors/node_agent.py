@@ -167,17 +167,16 @@ class NodeAgent:
         self._waking.append(waking)
         try:
             await self._end_forgotten(*waking)
-            incarnation = self._incarnation
-            slot = await self._maker.make(request, incarnation, ids.nonce())
+            slot = await self._maker.make(request, self._incarnation, ids.nonce())
         except BaseException:
             self._waking.remove(waking)
             raise
-        self._spawn(self._see_up(slot, incarnation))
-        if self._lapsed.is_set() or incarnation != self._incarnation:
+        self._spawn(self._see_up(slot))
+        if self._lapsed.is_set() or slot.owner.incarnation != self._incarnation:
             raise errors.NodeDraining(node=self._node_name)
         return protocol.Activated(epoch=slot.epoch, owner=slot.owner, nonce=slot.nonce)
 
-    async def _see_up(self, slot: slot_process.Slot, incarnation: str) -> None:
+    async def _see_up(self, slot: slot_process.Slot) -> None:
         """Await the end of a boot; those who call the session meanwhile, its process answers."""
         try:
             await self._maker.see_up(slot)
@@ -190,7 +189,7 @@ class NodeAgent:
         slot.on_death = lambda dead: self._spawn(self._lay_to_rest(dead))
         if slot.dead.is_set():
             slot.on_death(slot)
-        elif self._lapsed.is_set() or incarnation != self._incarnation:
+        elif self._lapsed.is_set() or slot.owner.incarnation != self._incarnation:
             # It claimed the session for a term that is over: anybody may take it over.
             await slot.kill()
         elif self._draining:

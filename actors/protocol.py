@@ -87,7 +87,7 @@ class BusyPolicy(enum.StrEnum):
 
 # --- gateway → node agent (Ray actor `node_agent_name(node)`) -------------------------------------
 # activate(Activate) -> Activated | Refusal
-#     NoCapacity, NodeDraining, Fenced, ActivationFailed, CheckpointCorrupt, …
+#     NoCapacity, NodeDraining, Fenced, ActivationFailed, …
 # bury(records.SessionKey, epoch: int) -> bool
 #     the process of that epoch is proven dead, and owns the session no more; may raise
 #     OwnerUnreachable, StoreUnavailable

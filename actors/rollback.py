@@ -6,7 +6,8 @@ another nonce in its epoch; no replication id has to be watched for that. What w
 between is gone, and the session goes on from what the store has: the event names the versions and
 requests, and what the owner holds in memory is thrown away, so that the two never mix.
 
-If another owns the session by then, it writes that event: it finds what to report in the inbox.
+If its claim is gone, too, the session's next owner writes that event: it finds what to report in
+the inbox.
 """
 
 from collections.abc import Mapping

@@ -216,7 +216,7 @@ class AgentSession:
         self._over.set()
 
     async def _up(self, epoch: int) -> residence.Residence:
-        """Await the boot, which the node's agent bounds: callers may come before its end.
+        """Await the boot, which is bounded: callers may come before its end.
 
         Raises:
             Fenced: this is not that activation.

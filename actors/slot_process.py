@@ -2,11 +2,12 @@
 
 import asyncio
 import contextlib
+import functools
 import logging
 import os
 import pathlib
 import signal
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import ray
@@ -102,11 +103,8 @@ class Slot:
             Fenced: it was bound before.
             OwnerUnreachable, TimeoutError, RayError: it does not answer.
         """
-        if self._way is None:
-            binding = self.handle.bind.remote(request)
-            protocol.accept(await asyncio.wait_for(binding, timeout_s))
-        else:
-            await self._ask(self._way, lane_frames.Kind.BIND, request, timeout_s)
+        through_ray = functools.partial(self.handle.bind.remote, request)
+        await self._ask(lane_frames.Kind.BIND, request, through_ray, timeout_s)
 
     async def booted(self, timeout_s: float) -> None:
         """Await that the session is loaded.
@@ -115,19 +113,26 @@ class Slot:
             OwnerUnreachable, TimeoutError, RayError: it does not answer.
             TorporError: why it could not be loaded.
         """
-        if self._way is None:
-            protocol.accept(await asyncio.wait_for(self.handle.booted.remote(), timeout_s))
-            return
         try:
-            await self._ask(self._way, lane_frames.Kind.BOOTED, None, timeout_s)
+            through_ray = self.handle.booted.remote
+            await self._ask(lane_frames.Kind.BOOTED, None, through_ray, timeout_s)
         finally:
-            self._way.close()
+            if self._way is not None:
+                self._way.close()
 
     async def _ask(
-        self, way: lane.Lane, kind: lane_frames.Kind, request: object, timeout_s: float
+        self,
+        kind: lane_frames.Kind,
+        request: object,
+        through_ray: Callable[[], Awaitable[protocol.Refusal | None]],
+        timeout_s: float,
     ) -> None:
-        answer = await way.call(kind, protocol.pack(request), timeout_s=timeout_s)
-        protocol.accept(protocol.unpack_done(answer))
+        if self._way is None:
+            answer = await asyncio.wait_for(through_ray(), timeout_s)
+        else:
+            packed = protocol.pack(request)
+            answer = protocol.unpack_done(await self._way.call(kind, packed, timeout_s=timeout_s))
+        protocol.accept(answer)
 
     def watch(self) -> None:
         """Have `on_death` called as soon as the process ends: the kernel tells, nobody polls."""

@@ -83,7 +83,7 @@ class Activator:
             OwnerUnreachable: the owner does not answer and may not be replaced yet.
             DeadlineExceeded
             SessionNotFound, SessionDeleted, AgentNotFound, StoreUnavailable
-            errors of the activation itself, as CheckpointCorrupt or ActivationFailed
+            ActivationFailed: no process could be had; what it cannot load its callers hear from it
         """
         task = self._begin(key, until, suspect_epoch, head, excluded)
         return await until.bound(asyncio.shield(task))

@@ -228,13 +228,14 @@ class Router:
         head = await self._sessions.head(key)
         if if_paused is not None and head.status is records.Status.PAUSED:
             await if_paused()
-        # Of one epoch another may have won the claim.
-        suspected = suspect is not None and head.nonce in ("", suspect.nonce)
+        if suspect is not None and head.nonce not in ("", suspect.nonce):
+            # Of one epoch another may have won the claim.
+            suspect = None
         try:
             return await self._activator.locate(
                 key,
                 until,
-                suspect_epoch=suspect.epoch if suspect is not None and suspected else 0,
+                suspect_epoch=0 if suspect is None else suspect.epoch,
                 head=head,
                 excluded=broken,
             )

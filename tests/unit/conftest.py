@@ -2,12 +2,13 @@
 
 import pathlib
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 
 import pytest
 
 from torpor.storage import redis_store, storage_proof
 from torpor.testing import damage, store_samples, valkey
+from torpor.testing.past import Past
 from torpor.testing.stored_world import StoredWorld
 
 
@@ -47,3 +48,17 @@ async def empty_world(server: valkey.Server, tmp_path: pathlib.Path) -> AsyncIte
     await storage_proof.establish(store.catalog, made.blob_store)
     yield made
     await store.close()
+
+
+@pytest.fixture
+def past(own_store_server: valkey.Server) -> Callable[[], Past]:
+    """Makes a `Past` of the test's own server."""
+    return lambda: Past(own_store_server)
+
+
+@pytest.fixture
+async def own_store(own_store_server: valkey.Server) -> AsyncIterator[redis_store.RedisStore]:
+    """A store on a server of the test's own."""
+    opened = redis_store.open(store_samples.deployment_at(own_store_server.url))
+    yield opened
+    await opened.close()

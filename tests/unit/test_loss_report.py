@@ -1,15 +1,15 @@
 """Telling of a loss, though the store that had it goes away again."""
 
 import pathlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 
 import pytest
 
 from torpor import errors, messages
-from torpor.actors import changes, loss_report, ownership, turn_context
+from torpor.actors import loss_report
 from torpor.storage import local_blobs, records, redis_store
-from torpor.testing import activations, store_samples, valkey
-from torpor.testing.past import Past
+from torpor.testing import activations
+from torpor.testing.past import Past, events, turn
 
 
 @pytest.fixture
@@ -19,28 +19,9 @@ def blob_store(tmp_path: pathlib.Path) -> local_blobs.LocalBlobStore:
 
 
 @pytest.fixture
-def past(own_store_server: valkey.Server) -> Callable[[], Past]:
-    """Makes a `Past` of the server."""
-    return lambda: Past(own_store_server)
-
-
-@pytest.fixture
-async def store(own_store_server: valkey.Server) -> AsyncIterator[redis_store.RedisStore]:
-    """A store on a server of the test's own."""
-    opened = redis_store.open(store_samples.deployment_at(own_store_server.url))
-    yield opened
-    await opened.close()
-
-
-def _turn(request_id: str) -> changes.Change:
-    draft = turn_context.Draft(type=messages.AGENT_MESSAGE, data={"text": request_id})
-    return changes.Change(
-        drafts=(draft,), state=request_id.encode(), request_id=request_id, body_digest="d"
-    )
-
-
-async def _events(owned: ownership.Ownership) -> list[messages.Event]:
-    return await owned.history.read(0, 100)
+def store(own_store: redis_store.RedisStore) -> redis_store.RedisStore:
+    """A store that can go back."""
+    return own_store
 
 
 @pytest.mark.parametrize("refusal", [errors.InboxFull, errors.StoreUnavailable])
@@ -56,7 +37,7 @@ async def test_it_is_told_though_it_cannot_be_reported(
     key = await activations.new_session(store)
     before = past()
     owned, _ = await activations.claim(store, blob_store, key)
-    await owned.commit(_turn("lost"))
+    await owned.commit(turn("lost"))
     before.bring_back()
 
     async def refuse(*_: object) -> records.Enqueued:
@@ -64,7 +45,7 @@ async def test_it_is_told_though_it_cannot_be_reported(
 
     monkeypatch.setattr(store.sessions, "enqueue", refuse)
     with pytest.raises(errors.VersionsLost):
-        await owned.commit(_turn("new"))
+        await owned.commit(turn("new"))
 
 
 @pytest.mark.parametrize("mine", [False, True])
@@ -81,7 +62,7 @@ async def test_it_is_reported_once_though_answers_are_lost(
     before = past()
     owned, _ = await activations.claim(store, blob_store, key)
     before = past() if mine else before
-    await owned.commit(_turn("lost"))
+    await owned.commit(turn("lost"))
     before.bring_back()
     method = "commit" if mine else "enqueue"
     write, tries = getattr(store.sessions, method), 0
@@ -100,6 +81,6 @@ async def test_it_is_reported_once_though_answers_are_lost(
 
     monkeypatch.setattr(store.sessions, method, lose)
     with pytest.raises(errors.VersionsLost):
-        await owned.commit(_turn("new"))
-    reports = [each.type for each in await _events(owned)].count(messages.SESSION_RECOVERED)
+        await owned.commit(turn("new"))
+    reports = [each.type for each in await events(owned)].count(messages.SESSION_RECOVERED)
     assert reports + len(await store.sessions.inbox(key)) == 1

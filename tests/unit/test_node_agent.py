@@ -4,6 +4,7 @@ import asyncio
 import pathlib
 from typing import Any
 
+import msgspec
 import pytest
 
 from torpor import clock, deployment, errors, ids
@@ -51,7 +52,7 @@ class Maker:
             key=request.key,
             observed_epoch=request.observed_epoch,
             observed_incarnation=request.observed_incarnation,
-            owner=store_samples.OWNER,
+            owner=msgspec.structs.replace(store_samples.OWNER, incarnation=incarnation),
             nonce=nonce,
         )
         slot.bind(claim)

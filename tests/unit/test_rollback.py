@@ -1,16 +1,16 @@
 """A store that goes back in time: it failed over to a replica that lacks the last writes."""
 
 import pathlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 
 import msgspec
 import pytest
 
 from torpor import errors, limits, messages
-from torpor.actors import changes, ownership, rollback, turn_context
+from torpor.actors import rollback
 from torpor.storage import keys, local_blobs, records, redis_store
-from torpor.testing import activations, store_samples, valkey
-from torpor.testing.past import Past
+from torpor.testing import activations, store_samples
+from torpor.testing.past import Past, events, turn
 
 
 @pytest.fixture
@@ -20,28 +20,9 @@ def blob_store(tmp_path: pathlib.Path) -> local_blobs.LocalBlobStore:
 
 
 @pytest.fixture
-def past(own_store_server: valkey.Server) -> Callable[[], Past]:
-    """Makes a `Past` of the server."""
-    return lambda: Past(own_store_server)
-
-
-@pytest.fixture
-async def store(own_store_server: valkey.Server) -> AsyncIterator[redis_store.RedisStore]:
-    """A store on a server of the test's own."""
-    opened = redis_store.open(store_samples.deployment_at(own_store_server.url))
-    yield opened
-    await opened.close()
-
-
-def _turn(request_id: str) -> changes.Change:
-    draft = turn_context.Draft(type=messages.AGENT_MESSAGE, data={"text": request_id})
-    return changes.Change(
-        drafts=(draft,), state=request_id.encode(), request_id=request_id, body_digest="d"
-    )
-
-
-async def _events(owned: ownership.Ownership) -> list[messages.Event]:
-    return await owned.history.read(0, 100)
+def store(own_store: redis_store.RedisStore) -> redis_store.RedisStore:
+    """A store that can go back."""
+    return own_store
 
 
 async def test_the_owner_reports_what_is_lost(
@@ -50,14 +31,14 @@ async def test_the_owner_reports_what_is_lost(
     """The next commit is refused, and the history names the lost versions and requests."""
     key = await activations.new_session(store)
     owned, _ = await activations.claim(store, blob_store, key)
-    await owned.commit(_turn("kept"))
+    await owned.commit(turn("kept"))
     before = past()
-    await owned.commit(_turn("lost-1"))
-    await owned.commit(_turn("lost-2"))
+    await owned.commit(turn("lost-1"))
+    await owned.commit(turn("lost-2"))
     before.bring_back()
     with pytest.raises(errors.VersionsLost, match=r"at version 2; .* from version 3 to 4"):
-        await owned.commit(_turn("new"))
-    *_, answer, report = await _events(owned)
+        await owned.commit(turn("new"))
+    *_, answer, report = await events(owned)
     assert answer.data["text"] == "kept"
     assert (report.type, report.version, report.seq) == (messages.SESSION_RECOVERED, 3, 3)
     assert report.data == {
@@ -70,7 +51,7 @@ async def test_the_owner_reports_what_is_lost(
     await owned.abandon()
     later, acquired = await activations.claim(store, blob_store, key)
     assert bytes(later.read_state(acquired) or b"") == b"kept"
-    assert (await later.commit(_turn("new"))).version == 4
+    assert (await later.commit(turn("new"))).version == 4
 
 
 async def test_release_reports_it_too(
@@ -80,11 +61,11 @@ async def test_release_reports_it_too(
     key = await activations.new_session(store)
     owned, _ = await activations.claim(store, blob_store, key)
     before = past()
-    await owned.commit(_turn("lost"))
+    await owned.commit(turn("lost"))
     before.bring_back()
     with pytest.raises(errors.VersionsLost):
         await owned.release()
-    assert (await _events(owned))[-1].data["lost"]["requests"] == ["lost"]
+    assert (await events(owned))[-1].data["lost"]["requests"] == ["lost"]
 
 
 async def _left(store: redis_store.RedisStore, key: records.SessionKey) -> records.Forgotten:
@@ -101,10 +82,10 @@ async def test_a_lost_claim(
     key = await activations.new_session(store)
     before = past()
     owned, _ = await activations.claim(store, blob_store, key)
-    await owned.commit(_turn("lost"))
+    await owned.commit(turn("lost"))
     before.bring_back()
     with pytest.raises(errors.VersionsLost):
-        await owned.commit(_turn("new"))
+        await owned.commit(turn("new"))
     assert (await store.sessions.head(key)).owner is None
     assert (await _left(store, key)).requests == ["lost"]
 
@@ -116,17 +97,17 @@ async def test_another_owner_is_left_alone(
     key = await activations.new_session(store)
     before = past()
     owned, _ = await activations.claim(store, blob_store, key)
-    await owned.commit(_turn("lost"))
+    await owned.commit(turn("lost"))
     before.bring_back()
     second, _ = await activations.claim(store, blob_store, key)
     with pytest.raises(errors.VersionsLost):
-        await owned.commit(_turn("new"))
+        await owned.commit(turn("new"))
     head = await store.sessions.head(key)
     assert (head.version, head.nonce) == (1, second.head.nonce)
     assert await _left(store, key) == records.Forgotten(
         version=2, kept_version=1, first_seq=2, last_seq=2, requests=["lost"]
     )
-    assert (await second.commit(_turn("new"))).version == 2
+    assert (await second.commit(turn("new"))).version == 2
 
 
 async def test_another_owner_has_written_since(
@@ -136,12 +117,12 @@ async def test_another_owner_has_written_since(
     key = await activations.new_session(store)
     before = past()
     owned, _ = await activations.claim(store, blob_store, key)
-    await owned.commit(_turn("lost"))
+    await owned.commit(turn("lost"))
     before.bring_back()
     second, _ = await activations.claim(store, blob_store, key)
-    await second.commit(_turn("theirs"))
+    await second.commit(turn("theirs"))
     with pytest.raises(errors.VersionsLost):
-        await owned.commit(_turn("new"))
+        await owned.commit(turn("new"))
     assert (await store.sessions.head(key)).nonce == second.head.nonce
     # What the other wrote has the number of what is lost.
     assert (await _left(store, key)).kept_version == 1
@@ -154,15 +135,15 @@ async def test_others_came_and_went(
     key = await activations.new_session(store)
     before = past()
     owned, _ = await activations.claim(store, blob_store, key)
-    await owned.commit(_turn("lost"))
+    await owned.commit(turn("lost"))
     before.bring_back()
     for request_id in ("theirs-1", "theirs-2"):
         other, _ = await activations.claim(store, blob_store, key)
-        await other.commit(_turn(request_id))
+        await other.commit(turn(request_id))
         await other.release()
     await activations.claim(store, blob_store, key)
     with pytest.raises(errors.VersionsLost):
-        await owned.commit(_turn("new"))
+        await owned.commit(turn("new"))
     lost = await _left(store, key)
     assert (lost.kept_version, lost.version, lost.requests) == (1, 2, ["lost"])
 
@@ -177,7 +158,7 @@ async def test_lost_with_the_answer(
     key = await activations.new_session(store)
     owned, _ = await activations.claim(store, blob_store, key)
     before = past()
-    await owned.commit(_turn("lost"))
+    await owned.commit(turn("lost"))
 
     async def die(commit: records.Commit) -> records.Committed:
         before.bring_back()
@@ -186,8 +167,8 @@ async def test_lost_with_the_answer(
 
     monkeypatch.setattr(store.sessions, "commit", die)
     with pytest.raises(errors.VersionsLost):
-        await owned.commit(_turn("under way"))
-    assert (await _events(owned))[-1].data["lost"]["requests"] == ["lost"]
+        await owned.commit(turn("under way"))
+    assert (await events(owned))[-1].data["lost"]["requests"] == ["lost"]
     await owned.abandon()
     assert (await store.sessions.head(key)).owner is None
 
@@ -199,10 +180,10 @@ async def test_no_loss_is_made_up(
     key = await activations.new_session(store)
     owned, _ = await activations.claim(store, blob_store, key)
     second, _ = await activations.claim(store, blob_store, key)
-    await second.commit(_turn("theirs"))
+    await second.commit(turn("theirs"))
     with pytest.raises(errors.Fenced):
-        await owned.commit(_turn("mine"))
-    assert messages.SESSION_RECOVERED not in [event.type for event in await _events(second)]
+        await owned.commit(turn("mine"))
+    assert messages.SESSION_RECOVERED not in [event.type for event in await events(second)]
 
 
 async def test_lost_with_the_answer_and_the_claim(
@@ -215,7 +196,7 @@ async def test_lost_with_the_answer_and_the_claim(
     key = await activations.new_session(store)
     before = past()
     owned, _ = await activations.claim(store, blob_store, key)
-    await owned.commit(_turn("lost"))
+    await owned.commit(turn("lost"))
 
     async def die(commit: records.Commit) -> records.Committed:
         before.bring_back()
@@ -224,7 +205,7 @@ async def test_lost_with_the_answer_and_the_claim(
 
     monkeypatch.setattr(store.sessions, "commit", die)
     with pytest.raises(errors.VersionsLost):
-        await owned.commit(_turn("under way"))
+        await owned.commit(turn("under way"))
     assert (await _left(store, key)).requests == ["lost"]
 
 
@@ -234,14 +215,14 @@ async def test_a_claim_alone_is_no_loss(
     """Whoever had only been woken is fenced, and nothing is reported: nobody was told of it."""
     key = await activations.new_session(store)
     first, _ = await activations.claim(store, blob_store, key)
-    await first.commit(_turn("kept"))
+    await first.commit(turn("kept"))
     await first.release()
     before = past()
     owned, _ = await activations.claim(store, blob_store, key)
     before.bring_back()
     with pytest.raises(errors.Fenced):
-        await owned.commit(_turn("new"))
-    assert messages.SESSION_RECOVERED not in [event.type for event in await _events(owned)]
+        await owned.commit(turn("new"))
+    assert messages.SESSION_RECOVERED not in [event.type for event in await events(owned)]
 
 
 @pytest.mark.parametrize("theirs", [1, 2])
@@ -255,14 +236,14 @@ async def test_another_has_written_and_left(
     key = await activations.new_session(store)
     before = past()
     owned, _ = await activations.claim(store, blob_store, key)
-    await owned.commit(_turn("lost"))
+    await owned.commit(turn("lost"))
     before.bring_back()
     second, _ = await activations.claim(store, blob_store, key)
-    for turn in range(theirs):
-        await second.commit(_turn(f"theirs-{turn}"))
+    for number in range(theirs):
+        await second.commit(turn(f"theirs-{number}"))
     await second.release()
     with pytest.raises(errors.VersionsLost):
-        await owned.commit(_turn("new"))
+        await owned.commit(turn("new"))
     lost = await _left(store, key)
     assert (lost.kept_version, lost.version, lost.requests) == (1, 2, ["lost"])
 
@@ -274,16 +255,16 @@ async def test_what_was_found_is_lost(
     key = await activations.new_session(store)
     before = past()
     first, _ = await activations.claim(store, blob_store, key)
-    await first.commit(_turn("lost"))
+    await first.commit(turn("lost"))
     await first.release()
     owned, _ = await activations.claim(store, blob_store, key)
     before.bring_back()
     for request_id in ("theirs-1", "theirs-2", "theirs-3"):
         other, _ = await activations.claim(store, blob_store, key)
-        await other.commit(_turn(request_id))
+        await other.commit(turn(request_id))
         await other.release()
     with pytest.raises(errors.VersionsLost):
-        await owned.commit(_turn("new"))
+        await owned.commit(turn("new"))
     assert (await _left(store, key)).version == 2
 
 
@@ -293,16 +274,16 @@ async def test_what_stands_of_a_claim_that_stood(
     """The last turns are lost, and then it was taken over: those before them are not reported."""
     key = await activations.new_session(store)
     owned, _ = await activations.claim(store, blob_store, key)
-    for turn in range(5):
-        await owned.commit(_turn(f"kept-{turn}"))
+    for number in range(5):
+        await owned.commit(turn(f"kept-{number}"))
     before = past()
-    await owned.commit(_turn("lost"))
+    await owned.commit(turn("lost"))
     before.bring_back()
     second, _ = await activations.claim(store, blob_store, key)
-    await second.commit(_turn("theirs-1"))
-    await second.commit(_turn("theirs-2"))
+    await second.commit(turn("theirs-1"))
+    await second.commit(turn("theirs-2"))
     with pytest.raises(errors.VersionsLost):
-        await owned.commit(_turn("new"))
+        await owned.commit(turn("new"))
     lost = await _left(store, key)
     assert (lost.kept_version, lost.version, lost.requests) == (6, 7, ["lost"])
     assert (lost.first_seq, lost.last_seq) == (7, 7)
@@ -322,9 +303,9 @@ async def test_a_long_tail_hides_no_loss(
     if forgotten != "the claim":
         before = past()
     for request_id in ("lost-1", "lost-2"):
-        turn = _turn(request_id)
-        drafts = (*turn.drafts,) * (limits.HOT_EVENTS_ASLEEP_MAX + 1)
-        await owned.commit(msgspec.structs.replace(turn, drafts=drafts))
+        one = turn(request_id)
+        drafts = (*one.drafts,) * (limits.HOT_EVENTS_ASLEEP_MAX + 1)
+        await owned.commit(msgspec.structs.replace(one, drafts=drafts))
         if forgotten == "a seal":
             await owned.seal_if_longer_than(limits.HOT_EVENTS_ASLEEP_MAX)
             forgotten = "a seal that was made"
@@ -334,7 +315,7 @@ async def test_a_long_tail_hides_no_loss(
     if forgotten == "the claim":
         assert (await _left(store, key)).requests == ["lost-1", "lost-2"]
     else:
-        assert (await _events(owned))[-1].data["lost"]["requests"] == ["lost-1", "lost-2"]
+        assert (await events(owned))[-1].data["lost"]["requests"] == ["lost-1", "lost-2"]
 
 
 def test_who_claimed_afterwards_knows_how_much_was_there() -> None:

@@ -2,6 +2,8 @@
 
 import redis
 
+from torpor import messages
+from torpor.actors import changes, ownership, turn_context
 from torpor.testing import valkey
 
 
@@ -17,3 +19,16 @@ class Past:
         self._redis.flushall()
         for name, dump in self._dumps.items():
             self._redis.restore(name, 0, dump)
+
+
+def turn(request_id: str) -> changes.Change:
+    """Return a turn that can be told by its request."""
+    draft = turn_context.Draft(type=messages.AGENT_MESSAGE, data={"text": request_id})
+    return changes.Change(
+        drafts=(draft,), state=request_id.encode(), request_id=request_id, body_digest="d"
+    )
+
+
+async def events(owned: ownership.Ownership) -> list[messages.Event]:
+    """Return the session's history."""
+    return await owned.history.read(0, 100)
