@@ -12,7 +12,7 @@ from torpor.actors import lane_address, lane_frames, lane_keepalive, protocol
 
 #: A process that is there accepts and answers within this also when it is busy; else Ray is asked.
 OPEN_TIMEOUT_S = 1.0
-#: Twice what its owner works on: whoever comes then would be refused there, too.
+#: Twice what a session's owner works on: whoever comes then would be refused there, too.
 CALLS_MAX = 256
 #: What an owner that reads nothing may leave unsent: also calls whose callers have given up are in
 #: it, so `CALLS_MAX` does not bound it.
@@ -22,8 +22,9 @@ UNSENT_BYTES_MAX = 2 * lane_frames.CALL_BYTES_MAX
 class Lane(asyncio.Protocol):
     """Calls to one process."""
 
-    def __init__(self, name: str, on_end: Callable[["Lane"], None]) -> None:
+    def __init__(self, name: str, on_end: Callable[["Lane"], None], calls_max: int) -> None:
         self._name = name
+        self._calls_max = calls_max
         self._on_end = on_end
         self._reader = lane_frames.FrameReader(lane_frames.ANSWER_BYTES_MAX)
         self._waiting: dict[int, asyncio.Future[bytes]] = {}
@@ -52,6 +53,7 @@ class Lane(asyncio.Protocol):
         *,
         same_node: bool,
         on_end: Callable[["Lane"], None],
+        calls_max: int = CALLS_MAX,
     ) -> "Lane":
         """Connect and prove which process is meant; `on_end` is called when it is over.
 
@@ -60,7 +62,7 @@ class Lane(asyncio.Protocol):
         """
         address = lane_address.LaneAddress.parse(lane)
         loop = asyncio.get_running_loop()
-        made = cls(actor, on_end)
+        made = cls(actor, on_end, calls_max)
         async with asyncio.timeout(OPEN_TIMEOUT_S):
             if same_node and address.path:
                 await loop.create_unix_connection(lambda: made, address.path)
@@ -96,10 +98,12 @@ class Lane(asyncio.Protocol):
         """
         if self.closed:
             raise self._broke()
-        if len(self._waiting) >= CALLS_MAX:
-            raise errors.MailboxFull(f"{CALLS_MAX} calls of this gateway wait for the session")
+        if len(self._waiting) >= self._calls_max:
+            raise errors.MailboxFull(
+                f"{self._calls_max} calls of this gateway wait for {self._name}"
+            )
         if self._transport.get_write_buffer_size() > UNSENT_BYTES_MAX:
-            raise errors.MailboxFull("the session's process does not read what it is sent")
+            raise errors.MailboxFull(f"{self._name} does not read what it is sent")
         number = next(self._numbers) % (1 << 32)
         answer: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
         self._waiting[number] = answer

@@ -1,4 +1,4 @@
-"""Where a session's process listens: an address as text, and the folder of Unix sockets."""
+"""Where a process listens for gateways: an address as text, and the folder of Unix sockets."""
 
 import contextlib
 import os

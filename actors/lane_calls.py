@@ -1,9 +1,6 @@
-"""`Calls` over lanes where an owner has one, and over others where it has none."""
+"""`Calls` over lanes, to owners and node agents that have one, and over others to the rest."""
 
-import asyncio
-import collections
 import functools
-import logging
 import resource
 import sys
 from collections.abc import Callable, Coroutine
@@ -12,21 +9,16 @@ from typing import Any, TypeVar
 import msgspec
 
 from torpor import errors
-from torpor.actors import calls, lane, lane_frames, protocol
+from torpor.actors import agent_lane, calls, lane, lane_frames, lane_pool, protocol
 from torpor.storage import records
-
-log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-#: Connections kept: more than the sessions that one gateway talks to within a minute.
+#: Connections kept to sessions: more than those that one gateway talks to within a minute. And as
+#: many to node agents, of which each node has one.
 LANES_MAX = 1_024
-#: And at most this share of the files that the process may open: its clients need some, too.
+#: Of either at most this share of the files that the process may open: clients need some, too.
 FILES_SHARE = 4
-#: Where no lane could be opened, none is tried for so long: it may cost a second each time.
-AVOIDED_S = 30.0
-#: Activations avoided at a time.
-AVOIDED_MAX = 1_024
 
 
 class LaneCalls:
@@ -47,12 +39,10 @@ class LaneCalls:
         self._others = others
         self._node = node
         self._on_end = on_end
-        self._lanes_max = min(lanes_max, _files_max() // FILES_SHARE)
-        #: By the activation's nonce, that used longest ago first.
-        self._lanes: collections.OrderedDict[str, lane.Lane] = collections.OrderedDict()
-        self._opening: dict[str, asyncio.Task[lane.Lane | None]] = {}
-        #: Until when no lane is tried, by the loop's clock.
-        self._avoided: collections.OrderedDict[str, float] = collections.OrderedDict()
+        lanes_max = min(lanes_max, _files_max() // FILES_SHARE)
+        self._owners = lane_pool.LanePool(lanes_max)
+        #: Apart, so that none of the few is closed for one of the many.
+        self._agents = lane_pool.LanePool(lanes_max)
         self.bury = others.bury
         self.inspect_agent = others.inspect_agent
         self.drain = others.drain
@@ -65,7 +55,12 @@ class LaneCalls:
         if way is None:
             return await self._others.activate(node, request, timeout_s=timeout_s)
         kind, unpack = lane_frames.Kind.ACTIVATE, protocol.unpack_activated
-        return await _ask(way, kind, request, unpack, timeout_s=timeout_s)
+        try:
+            return await _ask(way, kind, request, unpack, timeout_s=timeout_s)
+        except errors.MailboxFull as error:
+            raise errors.NoCapacity(
+                f"node {node.name} is asked for too much at once", node=node.name
+            ) from error
 
     async def deliver(
         self, seat: protocol.Seat, request: protocol.Deliver, *, timeout_s: float
@@ -107,107 +102,39 @@ class LaneCalls:
 
     def close(self) -> None:
         """End all connections."""
-        for task in self._opening.values():
-            task.cancel()
-        for each in self._lanes.values():
-            each.close()
-        self._lanes.clear()
+        self._owners.close()
+        self._agents.close()
 
     async def _lane(self, seat: protocol.Seat) -> lane.Lane | None:
         """Return the way to an activation; None: there is none now."""
         if not (seat.owner.lane and seat.nonce):
             return None
-        known = self._known(seat.nonce)
-        if known is not None:
-            return known
-        same_node = seat.owner.node == self._node
-        ended = functools.partial(self._ended, seat.nonce, lambda: self._on_end(seat))
-        opens = functools.partial(lane.Lane.open, seat, same_node=same_node, on_end=ended)
-        return await self._opened_by(seat.nonce, opens)
+        opens = functools.partial(self._open_to_owner, seat)
+        return await self._owners.to(seat.nonce, opens, lambda: self._on_end(seat))
+
+    def _open_to_owner(
+        self, seat: protocol.Seat, on_end: lane_pool.OnEnd
+    ) -> Coroutine[Any, Any, lane.Lane]:
+        return lane.Lane.open(seat, same_node=seat.owner.node == self._node, on_end=on_end)
 
     async def _agent_lane(self, node: records.NodeRecord) -> lane.Lane | None:
         """Return the way to a node's agent; None: there is none now."""
-        if not node.agent_lane:
+        if not (node.agent_lane and node.agent_nonce):
             return None
-        nonce = node.incarnation
-        known = self._known(nonce)
-        if known is not None:
-            return known
-        opens = functools.partial(
-            lane.Lane.connect,
+        opens = functools.partial(self._open_to_agent, node)
+        return await self._agents.to(node.agent_nonce, opens, lambda: None)
+
+    def _open_to_agent(
+        self, node: records.NodeRecord, on_end: lane_pool.OnEnd
+    ) -> Coroutine[Any, Any, lane.Lane]:
+        return lane.Lane.connect(
             node.agent_actor,
             node.agent_lane,
-            lane_frames.Secret(node.node, 0, nonce),
+            lane_frames.Secret(node.node, 0, node.agent_nonce),
             same_node=node.node == self._node,
-            on_end=functools.partial(self._ended, nonce, lambda: None),
+            on_end=on_end,
+            calls_max=agent_lane.CALLS_MAX,
         )
-        return await self._opened_by(nonce, opens)
-
-    def _known(self, nonce: str) -> lane.Lane | None:
-        known = self._lanes.get(nonce)
-        if known is None or known.closed:
-            return None
-        self._lanes.move_to_end(nonce)
-        return known
-
-    async def _opened_by(
-        self, nonce: str, opens: Callable[[], Coroutine[Any, Any, lane.Lane]]
-    ) -> lane.Lane | None:
-        opening = self._opening.get(nonce)
-        if opening is None:
-            if self._avoids(nonce) or not self._has_room():
-                return None
-            opening = asyncio.create_task(self._open(nonce, opens))
-            self._opening[nonce] = opening
-            opening.add_done_callback(functools.partial(self._opened, nonce))
-        return await asyncio.shield(opening)
-
-    def _opened(self, nonce: str, opening: asyncio.Task[lane.Lane | None]) -> None:
-        del self._opening[nonce]
-        if not opening.cancelled():
-            opening.exception()  # looked at here, for the case that all callers have left
-
-    async def _open(
-        self, nonce: str, opens: Callable[[], Coroutine[Any, Any, lane.Lane]]
-    ) -> lane.Lane | None:
-        try:
-            made = await opens()
-        except (OSError, TimeoutError, errors.TorporError, msgspec.MsgspecError) as error:
-            log.info("no lane: %r", error, extra={"action": "no_lane"})
-            self._avoid(nonce)
-            return None
-        if made.closed:
-            # What is sent on it would be said to be in doubt, and never left.
-            return None
-        self._lanes[nonce] = made
-        return made
-
-    def _ended(self, nonce: str, tell: Callable[[], None], ended: lane.Lane) -> None:
-        # One that was closed here, to make room, is not among them any more.
-        if self._lanes.get(nonce) is ended:
-            del self._lanes[nonce]
-            tell()
-
-    def _has_room(self) -> bool:
-        """Whether one more connection may be opened; one that nobody uses goes if it must."""
-        if len(self._lanes) + len(self._opening) < self._lanes_max:
-            return True
-        unused = next((name for name, each in self._lanes.items() if each.idle), None)
-        if unused is not None:
-            self._lanes.pop(unused).close()
-        return unused is not None
-
-    def _avoid(self, nonce: str) -> None:
-        self._avoided[nonce] = asyncio.get_running_loop().time() + AVOIDED_S
-        if len(self._avoided) > AVOIDED_MAX:
-            self._avoided.popitem(last=False)
-
-    def _avoids(self, nonce: str) -> bool:
-        until_s = self._avoided.get(nonce, 0.0)
-        if until_s <= asyncio.get_running_loop().time():
-            self._avoided.pop(nonce, None)
-            return False
-        return True
 
 
 async def _ask(
@@ -222,7 +149,7 @@ async def _ask(
     try:
         return protocol.accept(unpack(answer))
     except msgspec.MsgspecError as error:
-        raise errors.Internal(f"the session's answer cannot be read: {error}") from error
+        raise errors.Internal(f"the answer to {kind.name} cannot be read: {error}") from error
 
 
 def _files_max() -> int:

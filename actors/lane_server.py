@@ -1,4 +1,4 @@
-"""The owner's end of lanes: sockets of the session's process, on its own event loop."""
+"""The called end of lanes: sockets of a session's process, or of a node's agent."""
 
 import asyncio
 import contextlib
@@ -20,25 +20,31 @@ Serve = Callable[[lane_frames.Kind, bytes], Awaitable[bytes]]
 
 #: Whoever opens a lane shows its proof within this, or is sent away.
 HANDSHAKE_S = 2.0
-#: One for each gateway that knows this session, and some that are just being opened.
+#: One for each gateway, and some that are just being opened.
 CONNECTIONS_MAX = 256
-#: Calls in work for one connection: a full mailbox, and those that never wait in it. More are not
-#: read before some are answered.
+#: Calls in work for one connection to a session: a full mailbox, and those that never wait in it.
+#: More are not read before some are answered.
 CALLS_MAX = 128
 
-#: Hellos that one activation takes, of 48 bytes each; gateways say one for each connection, which
-#: they keep. Beyond it they call through Ray.
+#: Hellos for one secret, of 48 bytes each; gateways say one for each connection, which they keep.
+#: Beyond it they call through Ray.
 HELLOS_MAX = 4_096
 
 _CREDENTIALS = struct.Struct("3i")
 
 
 class LaneServer:
-    """Listens for one process. `secret` is what both ends have to know; more may come."""
+    """Listens for one process. `secret` is what both ends have to know; more may come.
 
-    def __init__(self, secret: lane_frames.Secret, serve: Serve) -> None:
+    `calls_max` are the calls in work for one connection.
+    """
+
+    def __init__(
+        self, secret: lane_frames.Secret, serve: Serve, *, calls_max: int = CALLS_MAX
+    ) -> None:
         self.secrets = [secret]
         self.serve = serve
+        self.calls_max = calls_max
         self.connections: set[_Connection] = set()
         self.tasks: set[asyncio.Task[None]] = set()
         self._heard: set[bytes] = set()
@@ -91,7 +97,17 @@ class LaneServer:
         if secret is None or hello in self._heard or len(self._heard) >= HELLOS_MAX:
             return None
         self._heard.add(hello)
+        if len(self._heard) == HELLOS_MAX:
+            log.warning("nobody new by lane: %d came", HELLOS_MAX, extra={"action": "lane_closed"})
         return secret.welcome(hello)
+
+    def renew(self, secret: lane_frames.Secret) -> None:
+        """Let those in who know the new secret, and nobody else any more."""
+        self.secrets = [secret]
+        # Of no use any more.
+        self._heard.clear()
+        for connection in list(self.connections):
+            connection.close()
 
     def _connection(self) -> "_Connection":
         return _Connection(self)
@@ -160,7 +176,11 @@ class _Connection(asyncio.Protocol):
             self._transport.pause_reading()
 
     def _open(self) -> bool:
-        return self._writable and self._in_work < CALLS_MAX and not self._transport.is_closing()
+        return (
+            self._writable
+            and self._in_work < self._server.calls_max
+            and not self._transport.is_closing()
+        )
 
     def _greet(self, frame: lane_frames.Frame) -> None:
         is_hello = frame.kind == lane_frames.Kind.HELLO

@@ -333,7 +333,7 @@ class NodeAgent:
 
     async def _take_office(self) -> None:
         self._incarnation = ids.nonce()
-        self._lane.enter(self._incarnation)
+        self._lane.enter()
         await self._store.nodes.claim_lease(
             self._node, self._incarnation, ttl_ms=self._place.lease_ttl_ms
         )
@@ -363,6 +363,7 @@ class NodeAgent:
             incarnation=self._incarnation,
             agent_actor=protocol.node_agent_name(self._node),
             agent_lane=self._lane.address,
+            agent_nonce=self._lane.nonce,
             gateway=self._gateway,
             sessions_max=self._place.sessions_per_node_max,
             cpus=self._cpus,

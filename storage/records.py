@@ -327,6 +327,8 @@ class NodeRecord(msgspec.Struct, frozen=True, kw_only=True):
     agent_actor: str
     #: Where the node agent listens by itself, as `Owner.lane`; empty: only Ray reaches it.
     agent_lane: str = ""
+    #: What callers have to know there; a new one with each incarnation.
+    agent_nonce: str = ""
     #: Where its gateway listens, `host:port`; empty when it has none.
     gateway: str
     sessions_max: int

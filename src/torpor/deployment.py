@@ -52,7 +52,8 @@ class Deployment(msgspec.Struct, frozen=True, kw_only=True):
     activations_per_node_max: int = 4
     #: Calls in flight in one gateway.
     calls_in_flight_max: int = 1_000
-    #: Whether gateways reach sessions over sockets of their own, over Ray only where those fail.
+    #: Whether gateways reach sessions and node agents over sockets of their own, and over Ray only
+    #: where those fail.
     lanes: bool = True
     load_scope: LoadScope = LoadScope.MACHINE
     #: Above this share of used memory the node evicts idle sessions, down to the lower mark.

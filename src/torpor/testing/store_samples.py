@@ -49,7 +49,9 @@ def claim(head: records.Head, *, nonce: str = "", owner: records.Owner = OWNER) 
     )
 
 
-def node_record(node: str, *, incarnation: str = "i-1", lane: str = "") -> records.NodeRecord:
+def node_record(
+    node: str, *, incarnation: str = "i-1", lane: str = "", agent_nonce: str = ""
+) -> records.NodeRecord:
     """Return a node as its agent announces it."""
     return records.NodeRecord(
         node=node,
@@ -57,6 +59,7 @@ def node_record(node: str, *, incarnation: str = "i-1", lane: str = "") -> recor
         incarnation=incarnation,
         agent_actor=f"node-agent/{node}",
         agent_lane=lane,
+        agent_nonce=agent_nonce,
         gateway="127.0.0.1:7420",
         sessions_max=8,
         cpus=2.0,
