@@ -113,9 +113,10 @@ class AgentThread:
     ) -> TurnResult | TurnFailure:
         """Run one message through the agent, then pickle it and take the snapshot of its files.
 
+        If the turn's time is up and its code does not stop when asked to, the thread is lost, and
+        with it this process.
+
         Raises:
-            TurnTimedOut: the turn's time is up and its code did not stop when asked to: the thread
-                is lost, and with it this process.
             StorageFull, StorageUnavailable: the files could not be stored; nothing is wrong with
                 the turn.
         """
@@ -123,7 +124,7 @@ class AgentThread:
         try:
             return await asyncio.wait_for(work, timeout_s + CANCEL_GRACE_S)
         except TimeoutError:
-            raise _timed_out(timeout_s) from None
+            return _failure(_timed_out(timeout_s))
 
     def _run(self) -> None:
         # asyncio ends a loop with either of these; one in a task that the agent started must not

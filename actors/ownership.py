@@ -95,15 +95,8 @@ class Ownership:
         Raises:
             what `confirm` raises
         """
-        if self._flushing is None:
-            return
-        try:
-            await asyncio.shield(self._flushing)
-        except errors.Unavailable:
-            await self._store.sessions.flush()
-        # Meanwhile it may have become another server that lacks the claim.
-        await self.confirm()
-        self._flushing = None
+        if self._flushing is not None:
+            await self.confirm()
 
     def read_state(self, acquired: records.Acquired) -> memoryview | None:
         """Return the verified pickle of the agent, None before the first turn. Blocks.
@@ -158,16 +151,23 @@ class Ownership:
         return committed
 
     async def confirm(self) -> None:
-        """Make sure that the store knows this owner.
+        """Make sure that the store knows this owner, and durably.
 
         Raises:
             Fenced, SessionDeleted, VersionsLost: this process must end.
             StoreUnavailable
         """
+        if self._flushing is not None:
+            try:
+                await asyncio.shield(self._flushing)
+            except errors.Unavailable:
+                await self._store.sessions.flush()
         async with self._telling_losses():
+            # Meanwhile it may have become another server that lacks the claim.
             stored = await self._store.sessions.head(self.head.key)
             if stored.nonce != self.head.nonce or rollback.went_back(self.head, stored):
                 raise errors.Fenced(session=self.head.key.session)
+        self._flushing = None
 
     async def release(self) -> bool:
         """Give the session up in order, sealing a long tail; False while the inbox holds something.

@@ -109,10 +109,13 @@ class Residence:
 
     async def _answer(self, work: mailbox.Work) -> object:
         try:
-            answer = await self._dispatch(work)
-            async with self._ending_if_lost():
-                await self._owned.settle()
-            return answer
+            try:
+                return await self._dispatch(work)
+            finally:
+                # What is refused speaks of what was found with the claim, too.
+                if self._phase is lifecycle.Phase.IDLE:
+                    async with self._ending_if_lost():
+                        await self._owned.settle()
         except errors.TorporError as error:
             return protocol.refuse(error)
         except Exception:
@@ -206,10 +209,6 @@ class Residence:
         try:
             result = await self._thread.run_turn(
                 ctx, message, self._snapshotter, timeout_s=self._settings.turn_timeout_s
-            )
-        except errors.TurnTimedOut as error:
-            result = agent_thread.TurnFailure(
-                reason=error.reason, message=error.message, traceback=""
             )
         except errors.TorporError:
             await self._spoil()

@@ -113,15 +113,15 @@ class AgentSession:
         spec = protocol.BootSpec(**msgspec.structs.asdict(self._spec), claim=request.claim)
         try:
             watch = stopwatch.Stopwatch(request.laps_ms)
-            async with asyncio.timeout(request.boot_s):
+            async with asyncio.timeout(request.boot_s) as limit:
                 return await _take_up_residence(spec, equipment, watch)
         except errors.TorporError:
             raise
-        except TimeoutError:
-            raise errors.ActivationFailed(
-                f"the session was not loaded within {request.boot_s:.0f} s", session=session
-            ) from None
         except Exception as error:
+            if limit.expired():
+                raise errors.ActivationFailed(
+                    f"the session was not loaded within {request.boot_s:.0f} s", session=session
+                ) from None
             log.exception("boot failed", extra={"action": "boot_failed"})
             raise errors.ActivationFailed(
                 f"the session could not be loaded: {error!r}", session=session
@@ -156,6 +156,8 @@ class AgentSession:
                 answer = await self.bind(protocol.unpack_bind(payload))
             case lane_frames.Kind.BOOTED:
                 answer = await self.booted()
+            case _:
+                answer = protocol.refuse(errors.Internal(f"{kind.name} is not for a session"))
         return protocol.pack(answer)
 
     async def deliver(self, packed: bytes) -> bytes:
@@ -287,9 +289,14 @@ async def _take_up_residence(
     watch.lap("acquire")
     try:
         thread, snapshotter = await _load(spec, owned, acquired, equipment, watch)
-    except BaseException:
-        await owned.abandon()
-        board.show(lifecycle.Phase.ENDED)
+    except BaseException as error:
+        try:
+            if isinstance(error, errors.TorporError):
+                # It speaks of what was found with the claim.
+                await owned.settle()
+        finally:
+            await owned.abandon()
+            board.show(lifecycle.Phase.ENDED)
         raise
     made = residence.Residence(
         owned=owned,

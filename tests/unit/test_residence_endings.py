@@ -12,7 +12,7 @@ import pytest
 import torpor
 from torpor import definition, errors, messages
 from torpor.actors import protocol
-from torpor.storage import memory_store, records
+from torpor.storage import local_blobs, memory_store, records
 from torpor.testing import activations, store_samples
 
 Activate = Callable[..., Awaitable[activations.Activation]]
@@ -143,9 +143,55 @@ async def test_what_was_found_is_told_once_it_is_durable(
     assert not told.done()
     durable.set()
     assert (await told).seq == answer.seq
-    # What it commits itself waits for the disk, and for all that came before.
+    protocol.accept(await second.put(protocol.Leave(epoch=2)))
     durable.clear()
-    assert (await second.send("hello", "r")).repeated
+    third = await activate(key)
+    # What it commits itself waits for the disk, and for all that came before.
+    assert not (await third.send("more", "s")).repeated
+
+
+async def test_what_is_refused_is_told_once_it_is_durable(
+    store: memory_store.MemoryStore, activate: Activate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It speaks of what was found with the claim, as an answer does."""
+    key = await activations.new_session(store)
+    first = await activate(key)
+    await first.send("hello", "r")
+    protocol.accept(await first.put(protocol.Leave(epoch=1)))
+    durable = asyncio.Event()
+    monkeypatch.setattr(store.sessions, "flush", durable.wait)
+    second = await activate(key)
+    told = asyncio.create_task(second.send("something else", "r"))
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert not told.done()
+    durable.set()
+    with pytest.raises(errors.RequestIdReused):
+        await told
+
+
+async def test_a_claim_that_was_lost_before_it_was_durable_answers_nothing(
+    store: memory_store.MemoryStore,
+    activate: Activate,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: pathlib.Path,
+) -> None:
+    """Another server that lacks it takes over, and another owner there: what was found is old."""
+    key = await activations.new_session(store)
+    first = await activate(key)
+    await first.send("hello", "r")
+    protocol.accept(await first.put(protocol.Leave(epoch=1)))
+    flush = store.sessions.flush
+
+    async def taken_over() -> None:
+        monkeypatch.setattr(store.sessions, "flush", flush)
+        await activations.claim(store, local_blobs.LocalBlobStore(tmp_path), key)
+
+    monkeypatch.setattr(store.sessions, "flush", taken_over)
+    second = await activate(key)
+    with pytest.raises(errors.Fenced):
+        await second.send("hello", "r")
+    await second.ended()
 
 
 def _left(**lost: Any) -> records.InboxItem:

@@ -2,16 +2,17 @@
 
 import asyncio
 import pathlib
+import sys
 import tempfile
 from typing import Any
 
 import msgspec
 import pytest
 
-from torpor import deployment, errors, messages
+from torpor import definition, deployment, errors, messages
 from torpor.actors import lane, lane_address, lane_frames, mailbox, protocol, session
-from torpor.storage import records
-from torpor.testing import activations, eventually
+from torpor.storage import local_blobs, memory_store, records
+from torpor.testing import activations, eventually, store_samples
 
 EPOCH = 3
 
@@ -211,3 +212,56 @@ async def test_a_process_is_bound_once(monkeypatch: pytest.MonkeyPatch) -> None:
         errors.CheckpointCorrupt.reason,
         errors.Fenced.reason,
     )
+
+
+@pytest.mark.parametrize(("boot_s", "said"), [(60.0, "no database"), (0.1, "not loaded within")])
+async def test_why_a_boot_took_too_long(
+    monkeypatch: pytest.MonkeyPatch, boot_s: float, said: str
+) -> None:
+    """What the agent's own code waited for in vain is told as that."""
+
+    async def load(*_: object) -> Resident:
+        if boot_s < 1.0:
+            await asyncio.Event().wait()
+        raise TimeoutError("no database")
+
+    monkeypatch.setattr(session, "_take_up_residence", load)
+    process, claim = await prepared()
+    await process.bind(protocol.Bind(claim=claim, laps_ms={}, boot_s=boot_s))
+    answer = await process.booted()
+    assert isinstance(answer, protocol.Refusal)
+    assert answer.reason == errors.ActivationFailed.reason
+    assert said in answer.message
+
+
+class Sleeper(definition.Agent):
+    """Never wakes."""
+
+    async def on_wake(self) -> None:
+        """Wait for what does not come."""
+        await asyncio.Event().wait()
+
+
+async def test_a_boot_that_took_too_long_owns_nothing(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path
+) -> None:
+    """The session is free for whoever tries next."""
+    for name in ("stdout", "stderr"):
+        monkeypatch.setattr(sys, name, getattr(sys, name))
+    monkeypatch.chdir(tmp_path)
+    store, blobs = memory_store.MemoryStore(), local_blobs.LocalBlobStore(tmp_path)
+
+    async def equip(_: protocol.SlotSpec) -> session.Equipment:
+        return session.Equipment(Sleeper, store, blobs)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(session, "_equip", equip)
+    key = await activations.new_session(store)
+    slot = tmp_path / "slot"
+    slot.mkdir()
+    place = msgspec.structs.replace(SPEC.deployment, storage=tmp_path)
+    process, _ = await prepared(msgspec.structs.replace(SPEC, slot=slot, deployment=place))
+    claim = store_samples.claim(await store.sessions.head(key))
+    await process.bind(protocol.Bind(claim=claim, laps_ms={}, boot_s=0.5))
+    assert isinstance(await process.booted(), protocol.Refusal)
+    head = await store.sessions.head(key)
+    assert (head.epoch, head.owner) == (claim.observed_epoch + 1, None)

@@ -142,6 +142,13 @@ async def test_writes_wait_for_the_replica(
     for read in reads:
         with pytest.raises(errors.StoreUnavailable, match="confirmed"):
             await read()
+    # A claim waits unless its owner does so later.
+    claim = store_samples.claim(head)
+    with pytest.raises(errors.StoreUnavailable, match="confirmed"):
+        await store.sessions.acquire(claim)
+    head = (await store.sessions.acquire(claim, durable=False)).head
+    with pytest.raises(errors.StoreUnavailable, match="confirmed"):
+        await store.sessions.flush()
     # Watchers look once a second, and who finds nothing has nothing to wait for.
     assert not (await store.sessions.hot(head.key, after=99, limit=1)).events
     # An owner reads what it has waited for, once a turn perhaps.
