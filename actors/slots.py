@@ -57,6 +57,8 @@ class SlotMaker:
         self.kept = kept_workspaces.KeptWorkspaces(
             place.scratch / node_name / "kept", clock.SystemClock()
         )
+        #: Of folders whose processes are gone.
+        self._cleaning: set[asyncio.Task[None]] = set()
         #: Each reason is told once for each kind.
         self._told: set[tuple[tuple[str, str, int], str]] = set()
         # Wrapped once: wrapping again would export the class to the cluster again.
@@ -101,8 +103,8 @@ class SlotMaker:
                 left_s = ends_s - time.monotonic()
                 binding = protocol.Bind(claim=claim, laps_ms=watch.laps_ms, boot_s=left_s)
                 await slot.begin(binding, left_s)
-            except BaseException:
-                await self._give_up(slot)
+            except BaseException as error:
+                await self._give_up(slot, error)
                 raise
         slot.boot_ends_s = ends_s
         return slot
@@ -122,12 +124,15 @@ class SlotMaker:
                     # It says so to those who have called it, and ends.
                     with contextlib.suppress(TimeoutError):
                         await asyncio.wait_for(slot.dead.wait(), REFUSED_GRACE_S)
-                await self._give_up(slot)
+                await self._give_up(slot, error)
                 raise
 
-    async def _give_up(self, slot: slot_process.Slot) -> None:
+    async def _give_up(self, slot: slot_process.Slot, error: BaseException) -> None:
         """End a slot whose boot failed; the files that it was given stay on the node."""
         await slot.end()
+        # A process that says why it gives up has not died of a message.
+        refused = isinstance(error, errors.TorporError)
+        died = not refused or isinstance(error, errors.OwnerUnreachable)
         with contextlib.suppress(errors.TorporError):
             # It may have claimed the session. Who calls next would only learn that it is dead.
             await self._sessions.vacate(
@@ -135,11 +140,15 @@ class SlotMaker:
                 epoch=slot.epoch,
                 incarnation=slot.owner.incarnation,
                 nonce=slot.nonce,
+                died=died,
             )
         if slot.dead.is_set():
             await asyncio.to_thread(remains.keep, self.kept, slot.folder, slot.key)
         slot.close()
-        await slot_process.clean(slot.folder)
+        # Its files may take long to remove; the place of a process that is gone is free.
+        cleaning = asyncio.create_task(slot_process.clean(slot.folder))
+        self._cleaning.add(cleaning)
+        cleaning.add_done_callback(self._cleaning.discard)
 
     async def _take(self, kind: slot_stock.Kind, request: protocol.Activate) -> slot_process.Slot:
         waits = not self.stock.has(kind)

@@ -61,15 +61,16 @@ class Router:
 
         Raises:
             SessionPaused, SessionBusy, MailboxFull, RequestIdReused, DedupFull
-            MessageGivenUp: every process that handled it died.
+            MessageGivenUp: `DEATHS_MAX` processes died that had claimed the session for it.
             VersionsLost: the session is older than `min_version`: committed turns were lost.
             what `reach` raises
         """
         asked: set[str] = set()
-        died_under_it: set[str] = set()
+        #: Epochs: one that was never claimed had nobody who handled anything, and comes again.
+        died_under_it: set[int] = set()
 
         async def ask(seat: protocol.Seat, left_s: float) -> protocol.Delivered:
-            died = len(died_under_it - {seat.nonce})
+            died = len(died_under_it - {seat.epoch})
             # The last of them may have died after its commit.
             if died >= DEATHS_MAX and not await handled():
                 raise errors.MessageGivenUp(
@@ -90,7 +91,7 @@ class Router:
             try:
                 return await self._calls.deliver(seat, request, timeout_s=left_s)
             except errors.OwnerUnreachable:
-                died_under_it.add(seat.nonce)
+                died_under_it.add(seat.epoch)
                 raise
 
         async def handled() -> bool:

@@ -315,7 +315,7 @@ class StateNotPicklable(TurnFailed):
 
 
 class MessageGivenUp(TurnFailed):
-    """Every process that handled this message died; it is not tried again."""
+    """All processes died that woke for this message or handled it; it is not tried again."""
 
 
 class TurnTimedOut(TurnFailed):

@@ -1,5 +1,6 @@
 """Binding slots, without Ray: what becomes of one whose wake fails."""
 
+import asyncio
 import pathlib
 import tempfile
 from typing import Any
@@ -9,7 +10,7 @@ import pytest
 from torpor import clock, errors
 from torpor.actors import lane_address, protocol, slot_process, slot_stock, slots
 from torpor.storage import keyring, records
-from torpor.testing import store_samples
+from torpor.testing import eventually, store_samples
 
 KIND = slot_stock.Kind(tenant="acme", agent=store_samples.agent_version("notebook", "digest"))
 
@@ -28,11 +29,12 @@ class Vacated:
     """Notes which owners are cleared."""
 
     def __init__(self) -> None:
-        self.vacated: list[str] = []
+        #: Nonces, and whether the process is said to have died.
+        self.vacated: list[tuple[str, bool]] = []
 
-    async def vacate(self, _: object, *, nonce: str, **__: object) -> bool:
+    async def vacate(self, _: object, *, nonce: str, died: bool, **__: object) -> bool:
         """Note it."""
-        self.vacated.append(nonce)
+        self.vacated.append((nonce, died))
         return True
 
 
@@ -93,11 +95,26 @@ async def test_a_slot_whose_files_cannot_be_moved_is_not_left_behind(
     assert vacated == ["nonce"], "it may have claimed the session"
 
 
-@pytest.mark.parametrize("refusal", [errors.CheckpointCorrupt, errors.OwnerUnreachable])
+@pytest.mark.parametrize(
+    ("refusal", "died"),
+    [
+        (errors.CheckpointCorrupt, False),
+        (errors.StoreUnavailable, False),
+        (errors.OwnerUnreachable, True),
+        (TimeoutError, True),
+    ],
+)
 async def test_a_session_that_cannot_be_loaded_is_buried_once(
-    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, refusal: type[errors.TorporError]
+    tmp_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+    refusal: type[Exception],
+    *,
+    died: bool,
 ) -> None:
-    """Its process says why and ends; the owner is cleared, and the files stay on the node."""
+    """Its process says why and ends; the owner is cleared, and the files stay on the node.
+
+    One that says so has not died of a message. Its place is free before its files are removed.
+    """
     keyring.create(tmp_path / "keys")
     sessions: Any = Vacated()
     maker = slots.SlotMaker(
@@ -109,6 +126,12 @@ async def test_a_session_that_cannot_be_loaded_is_buried_once(
     )
     kept: list[pathlib.Path] = []
     monkeypatch.setattr(slots.remains, "keep", lambda _, folder, __: kept.append(folder))
+    removing = asyncio.Event()
+
+    async def remove(_: pathlib.Path) -> None:
+        await removing.wait()
+
+    monkeypatch.setattr(slot_process, "clean", remove)
     slot = Slot(KIND, "actor", tmp_path / "slot")
     head = store_samples.new(store_samples.key()).head()
     slot.bind(store_samples.claim(head, nonce="nonce"))
@@ -118,12 +141,14 @@ async def test_a_session_that_cannot_be_loaded_is_buried_once(
         raise refusal
 
     monkeypatch.setattr(slot, "booted", refuse)
-    raised = errors.ActivationFailed if refusal is errors.OwnerUnreachable else refusal
+    raised = errors.ActivationFailed if died else refusal
     with pytest.raises(raised):
         await maker.see_up(slot)
     assert slot.ended
-    assert sessions.vacated == ["nonce"]
+    assert sessions.vacated == [("nonce", died)]
     assert kept == [slot.folder]
+    removing.set()
+    await eventually.until(lambda: not maker._cleaning)
 
 
 async def test_what_is_read_only_is_removed_too(tmp_path: pathlib.Path) -> None:
