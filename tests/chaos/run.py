@@ -14,6 +14,7 @@ import re
 import secrets
 import shlex
 import shutil
+import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -54,6 +55,8 @@ def main() -> None:
     progress = Progress()
     progress.warn(f"seed {seed}: {replay}")
     run = Run(arguments, seed, progress)
+    # Also one that is told to end leaves no namespaces and servers behind.
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     try:
         asyncio.run(run.run())
     except network.Impossible as error:
