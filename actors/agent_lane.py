@@ -24,8 +24,7 @@ class AgentLane:
         self._server: lane_server.LaneServer | None = None
         #: Empty while it does not listen.
         self.address = ""
-        #: Of the agent's term, for its node's record alone: heads, and so sessions, know the
-        #: incarnation.
+        #: Of the agent's term, told in its node's record; the incarnation stands in every head.
         self.nonce = ""
 
     async def listen(self, host: str) -> None:

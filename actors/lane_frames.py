@@ -63,7 +63,8 @@ def pack(call: int, kind: int, payload: bytes) -> bytes:
 class Secret(NamedTuple):
     """What only a process and those who may call it can prove to know.
 
-    At first the one that made it, from its binding on those who have read the session's head.
+    Of a session's process at first the one that made it, from its binding on those who have read
+    the session's head; of a node's agent those who have read its node's record.
     """
 
     #: The session's; of a slot that is not bound the folder's name; of a node's agent the node.

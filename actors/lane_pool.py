@@ -52,9 +52,8 @@ class LanePool:
         if opening is None:
             if self._avoids(nonce) or not self._has_room():
                 return None
-            opening = asyncio.create_task(
-                self._open(nonce, opens(functools.partial(self._ended, nonce, on_end)))
-            )
+            ended = functools.partial(self._ended, nonce, on_end)
+            opening = asyncio.create_task(self._open(nonce, functools.partial(opens, ended)))
             self._opening[nonce] = opening
             opening.add_done_callback(functools.partial(self._opened, nonce))
         return await asyncio.shield(opening)
@@ -72,9 +71,11 @@ class LanePool:
         if not opening.cancelled():
             opening.exception()  # looked at here, for the case that all callers have left
 
-    async def _open(self, nonce: str, opens: Coroutine[Any, Any, lane.Lane]) -> lane.Lane | None:
+    async def _open(
+        self, nonce: str, opens: Callable[[], Coroutine[Any, Any, lane.Lane]]
+    ) -> lane.Lane | None:
         try:
-            made = await opens
+            made = await opens()
         except (OSError, TimeoutError, errors.TorporError, msgspec.MsgspecError) as error:
             log.info("no lane: %r", error, extra={"action": "no_lane"})
             self._avoid(nonce)

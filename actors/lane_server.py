@@ -26,8 +26,8 @@ CONNECTIONS_MAX = 256
 #: More are not read before some are answered.
 CALLS_MAX = 128
 
-#: Hellos for one secret, of 48 bytes each; gateways say one for each connection, which they keep.
-#: Beyond it they call through Ray.
+#: Hellos that one activation takes, or a node's agent in one term, of 48 bytes each; gateways say
+#: one for each connection, which they keep. Beyond it they call through Ray.
 HELLOS_MAX = 4_096
 
 _CREDENTIALS = struct.Struct("3i")

@@ -62,7 +62,8 @@ class Ownership:
                 is owned.
         """
         self._claim = claim
-        acquired = await self._acquire(claim, durable=False)
+        async with self._told_once_durable():
+            acquired = await self._acquire(claim, durable=False)
         self.claimed = self.head = acquired.head
         # Meanwhile it can be loaded.
         self._flushing = asyncio.create_task(self._store.sessions.flush())
@@ -78,7 +79,11 @@ class Ownership:
                 # What history says was done stays done, though the same request may wait again.
                 self.outcomes |= await self.history.recent_outcomes(since_ms)
             except BaseException as error:
-                await self.abandon()
+                try:
+                    if isinstance(error, errors.DataLoss):
+                        await self.settle()
+                finally:
+                    await self.abandon()
                 if not isinstance(error, errors.DataLoss):
                     raise
                 await storage_proof.prove(self._store.catalog, self._blobs)
@@ -162,7 +167,7 @@ class Ownership:
                 await asyncio.shield(self._flushing)
             except errors.Unavailable:
                 await self._store.sessions.flush()
-        async with self._telling_losses():
+        async with self._told_once_durable(), self._telling_losses():
             # Meanwhile it may have become another server that lacks the claim.
             stored = await self._store.sessions.head(self.head.key)
             if stored.nonce != self.head.nonce or rollback.went_back(self.head, stored):
@@ -342,6 +347,15 @@ class Ownership:
                 session=str(commit.key),
             )
         raise errors.OutcomeUnknown(session=str(commit.key))
+
+    @contextlib.asynccontextmanager
+    async def _told_once_durable(self) -> AsyncIterator[None]:
+        """Say that there is no such session only once that is durable: nobody looks again."""
+        try:
+            yield
+        except errors.NotFound:
+            await self._store.sessions.flush()
+            raise
 
     @contextlib.asynccontextmanager
     async def _telling_losses(self) -> AsyncIterator[None]:

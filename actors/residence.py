@@ -255,7 +255,11 @@ class Residence:
                 session=self._key.session,
             ) from None
         except errors.TorporError:
-            await self._spoil()
+            try:
+                # It may speak of the files that were found with the claim.
+                await self._owned.settle()
+            finally:
+                await self._spoil()
             raise
         written = {"path": work.path, "size_bytes": work.size_bytes, "digest": work.digest}
         draft = turn_context.Draft(type=messages.WORKSPACE_WRITTEN, data=written)
@@ -361,11 +365,7 @@ class Residence:
     def _woken(self) -> turn_context.Draft:
         """Return the event that begins this activation, with what the wake has taken."""
         self._watch.lap("first_turn")
-        data = {
-            "node": self._spec.node_name,
-            "epoch": self._owned.head.epoch,
-            "took_ms": self._watch.laps_ms,
-        }
+        data = {"node": self._spec.node_name, "epoch": self.epoch, "took_ms": self._watch.laps_ms}
         return turn_context.Draft(type=messages.SESSION_WOKEN, data=data)
 
     async def _tidy(self) -> None:

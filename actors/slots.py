@@ -30,6 +30,8 @@ log = logging.getLogger(__name__)
 START_TIMEOUT_S = 60.0
 #: A process whose boot was refused answers those who have called it meanwhile, and ends.
 REFUSED_GRACE_S = 2.0
+#: Folders that are removed while nobody waits; wakes that go on failing must not fill the disk.
+CLEANINGS_MAX = 16
 
 
 class SlotMaker:
@@ -149,6 +151,8 @@ class SlotMaker:
         cleaning = asyncio.create_task(slot_process.clean(slot.folder))
         self._cleaning.add(cleaning)
         cleaning.add_done_callback(self._cleaning.discard)
+        if len(self._cleaning) > CLEANINGS_MAX:
+            await asyncio.wait([cleaning])
 
     async def _take(self, kind: slot_stock.Kind, request: protocol.Activate) -> slot_process.Slot:
         waits = not self.stock.has(kind)

@@ -61,7 +61,7 @@ class Router:
 
         Raises:
             SessionPaused, SessionBusy, MailboxFull, RequestIdReused, DedupFull
-            MessageGivenUp: `DEATHS_MAX` processes died that had claimed the session for it.
+            MessageGivenUp: `DEATHS_MAX` owners died, one after the other, or did not answer.
             VersionsLost: the session is older than `min_version`: committed turns were lost.
             what `reach` raises
         """

@@ -126,16 +126,17 @@ async def test_another_users_process_is_sent_away(
         await lane_owner.open_lane(owner)
 
 
-async def test_calls_in_work_are_bounded(
-    owner: lane_owner.LaneOwner, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_calls_in_work_are_bounded(owner: lane_owner.LaneOwner) -> None:
     """What is beyond the bound is not read before something is answered."""
-    monkeypatch.setattr(lane_server, "CALLS_MAX", 2)
+    owner.server.calls_max = 2
     names = [b"one", b"two", b"three"]
     owner.gates = {name: asyncio.Event() for name in names}
     way = await lane_owner.open_lane(owner)
     calls = [asyncio.create_task(way.call(DELIVER, name, timeout_s=30)) for name in names]
     await owner.has_been_sent(2)
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert owner.served == names[:2]
     owner.gates[b"one"].set()
     await calls[0]
     await owner.has_been_sent(3)
@@ -149,9 +150,9 @@ async def test_calls_that_wait_are_bounded(
     owner: lane_owner.LaneOwner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A gateway learns at once that a session has too much to do."""
-    monkeypatch.setattr(lane, "CALLS_MAX", 1)
     owner.gates[b"one"] = asyncio.Event()
     way = await lane_owner.open_lane(owner)
+    monkeypatch.setattr(way, "_calls_max", 1)
     first = asyncio.create_task(way.call(DELIVER, b"one", timeout_s=30))
     await owner.has_been_sent(1)
     with pytest.raises(errors.MailboxFull):

@@ -234,34 +234,82 @@ async def test_why_a_boot_took_too_long(
     assert said in answer.message
 
 
-class Sleeper(definition.Agent):
-    """Never wakes."""
+class Stubborn(definition.Agent):
+    """Does not wake: never, or not with these words."""
+
+    refuses = False
 
     async def on_wake(self) -> None:
-        """Wait for what does not come."""
+        """Refuse, or wait for what does not come."""
+        if self.refuses:
+            raise errors.InvalidField("not like this")
         await asyncio.Event().wait()
 
 
-async def test_a_boot_that_took_too_long_owns_nothing(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path
-) -> None:
-    """The session is free for whoever tries next."""
+Unclaimed = tuple[session.AgentSession, memory_store.MemoryStore, records.Acquire]
+
+
+@pytest.fixture
+async def unclaimed(monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path) -> Unclaimed:
+    """A process that waits to be bound to a `Stubborn`, its store, and a claim to bind it with."""
     for name in ("stdout", "stderr"):
         monkeypatch.setattr(sys, name, getattr(sys, name))
     monkeypatch.chdir(tmp_path)
     store, blobs = memory_store.MemoryStore(), local_blobs.LocalBlobStore(tmp_path)
 
     async def equip(_: protocol.SlotSpec) -> session.Equipment:
-        return session.Equipment(Sleeper, store, blobs)  # type: ignore[arg-type]
+        return session.Equipment(Stubborn, store, blobs)  # type: ignore[arg-type]
 
     monkeypatch.setattr(session, "_equip", equip)
-    key = await activations.new_session(store)
     slot = tmp_path / "slot"
     slot.mkdir()
     place = msgspec.structs.replace(SPEC.deployment, storage=tmp_path)
     process, _ = await prepared(msgspec.structs.replace(SPEC, slot=slot, deployment=place))
-    claim = store_samples.claim(await store.sessions.head(key))
+    key = await activations.new_session(store)
+    return process, store, store_samples.claim(await store.sessions.head(key))
+
+
+async def test_a_boot_that_took_too_long_owns_nothing(unclaimed: Unclaimed) -> None:
+    """The session is free for whoever tries next."""
+    process, store, claim = unclaimed
     await process.bind(protocol.Bind(claim=claim, laps_ms={}, boot_s=0.5))
     assert isinstance(await process.booted(), protocol.Refusal)
-    head = await store.sessions.head(key)
+    head = await store.sessions.head(claim.key)
     assert (head.epoch, head.owner) == (claim.observed_epoch + 1, None)
+
+
+async def test_why_a_session_cannot_be_loaded_is_told_once_it_is_durable(
+    unclaimed: Unclaimed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was found with a claim that may be lost, and with it what it speaks of."""
+    process, store, claim = unclaimed
+    durable = asyncio.Event()
+    monkeypatch.setattr(Stubborn, "refuses", True)
+    monkeypatch.setattr(store.sessions, "flush", durable.wait)
+    await process.bind(protocol.Bind(claim=claim, laps_ms={}, boot_s=60.0))
+    booted = asyncio.create_task(process.booted())
+    assert process._living is not None
+    await asyncio.wait([process._living], timeout=0.2)
+    assert not booted.done()
+    durable.set()
+    refusal = await booted
+    assert isinstance(refusal, protocol.Refusal)
+    assert refusal.reason == errors.InvalidField.reason
+    assert (await store.sessions.head(claim.key)).owner is None
+
+
+async def test_that_a_session_is_gone_is_told_once_it_is_durable(
+    unclaimed: Unclaimed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A deletion that the store may forget must not be taken for one that stays."""
+    process, store, claim = unclaimed
+    await store.sessions.delete(claim.key)
+
+    async def away() -> None:
+        raise errors.StoreUnavailable
+
+    monkeypatch.setattr(store.sessions, "flush", away)
+    await process.bind(protocol.Bind(claim=claim, laps_ms={}, boot_s=60.0))
+    refusal = await process.booted()
+    assert isinstance(refusal, protocol.Refusal)
+    assert refusal.reason == errors.StoreUnavailable.reason

@@ -147,7 +147,13 @@ async def test_a_session_that_cannot_be_loaded_is_buried_once(
     assert slot.ended
     assert sessions.vacated == [("nonce", died)]
     assert kept == [slot.folder]
+    monkeypatch.setattr(slots, "CLEANINGS_MAX", 1)
+    again = asyncio.create_task(maker._give_up(slot, refusal()))
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert not again.done(), "too many folders are being removed"
     removing.set()
+    await again
     await eventually.until(lambda: not maker._cleaning)
 
 
