@@ -59,6 +59,7 @@ class AgentThread:
 
     def __init__(self) -> None:
         self._loop = asyncio.new_event_loop()
+        self._over = False
         self._thread = threading.Thread(target=self._run, name="agent", daemon=True)
         self._thread.start()
         self._agent: definition.Agent | None = None
@@ -103,6 +104,13 @@ class AgentThread:
         with contextlib.suppress(Exception):
             await asyncio.wait_for(self.call(self._agent.on_evict()), CANCEL_GRACE_S)
 
+    def close(self) -> None:
+        """End the thread, and what the agent has started on it; waits for neither."""
+        self._over = True
+        # Agent code that ended the loop by itself may have been faster.
+        with contextlib.suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(self._loop.stop)
+
     async def run_turn(
         self,
         ctx: turn_context.TurnContext,
@@ -129,9 +137,12 @@ class AgentThread:
     def _run(self) -> None:
         # asyncio ends a loop with either of these; one in a task that the agent started must not
         # leave all later work waiting.
-        while not self._loop.is_closed():
+        while not self._over:
             with contextlib.suppress(SystemExit, KeyboardInterrupt):
                 self._loop.run_forever()
+        with contextlib.suppress(SystemExit, KeyboardInterrupt):
+            self._loop.run_until_complete(_cancel_others())
+        self._loop.close()
 
     async def _turn(
         self,
@@ -152,6 +163,14 @@ class AgentThread:
             return TurnResult(reply=reply, state=dumped, snapshot=snapshotter.snapshot())
         except (errors.TurnFailed, errors.WorkspaceQuotaExceeded, errors.InvalidArgument) as error:
             return _failure(error)
+
+
+async def _cancel_others() -> None:
+    """End what the agent has started and not ended."""
+    others = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in others:
+        task.cancel()
+    await asyncio.gather(*others, return_exceptions=True)
 
 
 async def _contained(work: Coroutine[Any, Any, T]) -> T:

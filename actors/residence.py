@@ -106,6 +106,7 @@ class Residence:
                     await self._tidy()
         finally:
             self._mailbox.close(errors.Fenced(LEFT))
+            self._thread.close()
 
     async def _answer(self, work: mailbox.Work) -> object:
         try:

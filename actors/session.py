@@ -8,6 +8,7 @@ import asyncio
 import logging
 import os
 import time
+from collections.abc import Awaitable, Callable
 from typing import Any, NamedTuple
 
 import msgspec
@@ -31,7 +32,7 @@ from torpor.actors import (
     slot_board,
     stopwatch,
 )
-from torpor.storage import local_blobs, records, redis_store, snapshot
+from torpor.storage import blobs, local_blobs, records, redis_store, snapshot, store
 
 log = logging.getLogger(__name__)
 
@@ -48,8 +49,10 @@ NOT_THE_OWNER = "this process does not own that epoch"
 class AgentSession:
     """A session's owner, as gateways and the node agent call it. Errors return as `Refusal`."""
 
-    def __init__(self, spec: protocol.SlotSpec) -> None:
+    def __init__(self, spec: protocol.SlotSpec, equip: "Equip | None" = None) -> None:
+        """`equip` is for those who have a store of their own."""
         self._spec = spec
+        self._equip = equip or _equip
         self._equipment: Equipment | None = None
         self._residence: residence.Residence | None = None
         #: Claims, loads, and then is the session.
@@ -63,10 +66,11 @@ class AgentSession:
     async def prepare(self) -> protocol.Prepared | protocol.Refusal:
         """Do all that does not depend on the session, before anybody waits for it."""
         try:
-            self._equipment = await _equip(self._spec)
+            self._equipment = await self._equip(self._spec)
             lane = await self._listen()
         except errors.TorporError as error:
-            self._end()
+            self.close()
+            self._over.set()
             return protocol.refuse(error)
         why = "" if ray_compat.FORKED_BY in os.environ else os.environ.get(ray_compat.NOT_FORKED)
         unknown = "its node was not started with `torpor node start`"
@@ -208,14 +212,13 @@ class AgentSession:
         """Await the session's end, then end the process."""
         await self._over.wait()
         await asyncio.sleep(LINGER_S if self._refusal is None else REFUSED_LINGER_S)
-        if self._lane is not None:
-            self._lane.close()
+        self.close()
         ray.actor.exit_actor()
 
-    def _end(self) -> None:
+    def close(self) -> None:
+        """Listen no more."""
         if self._lane is not None:
             self._lane.close()
-        self._over.set()
 
     async def _up(self, epoch: int) -> residence.Residence:
         """Await the boot, which is bounded: callers may come before its end.
@@ -252,8 +255,11 @@ class Equipment(NamedTuple):
     """What a process has before it is bound."""
 
     make: type[definition.Agent]
-    store: redis_store.RedisStore
-    blobs: local_blobs.LocalBlobStore
+    store: store.Store
+    blobs: blobs.BlobStore
+
+
+Equip = Callable[[protocol.SlotSpec], Awaitable[Equipment]]
 
 
 async def _equip(spec: protocol.SlotSpec) -> Equipment:
@@ -277,13 +283,16 @@ async def _take_up_residence(
 ) -> residence.Residence:
     """Claim and load: what can fail before the claim comes before it."""
     key, place = spec.claim.key, spec.deployment
-    store, blobs = equipment.store, equipment.blobs
     board = slot_board.SlotBoard(spec.slot / protocol.BOARD, os.getpid())
     captures = output.Captures(
         output.SessionLog(output.log_folder(place.storage, key), spec.claim.observed_epoch + 1)
     )
     owned = ownership.Ownership(
-        store=store, blobs=blobs, keys=spec.keys, clock=clock.SystemClock(), agent=spec.agent
+        store=equipment.store,
+        blobs=equipment.blobs,
+        keys=spec.keys,
+        clock=clock.SystemClock(),
+        agent=spec.agent,
     )
     acquired = await owned.claim(spec.claim)
     watch.lap("acquire")
@@ -304,8 +313,8 @@ async def _take_up_residence(
         snapshotter=snapshotter,
         captures=captures,
         board=board,
-        store=store,
-        blobs=blobs,
+        store=equipment.store,
+        blobs=equipment.blobs,
         settings=spec.agent.settings,
         spec=spec,
         clock=clock.SystemClock(),

@@ -1,8 +1,9 @@
 """A process that has imported everything, and forks Ray workers that have so from the start.
 
 One serves one agent version of one tenant, for the workers of one job on one raylet: what it has
-imported, and so run, is nobody else's. It has one thread, opens no connection, and ends with its
-raylet, or when nothing was asked of it for long. A child owns nothing of its parent but memory.
+imported, and so run, is nobody else's. When it forks it has one thread and no connection. It ends
+with its raylet, or when nothing was asked of it for long. A child owns nothing of its parent but
+memory.
 
 Ray reads its settings when it is imported: so the server runs in the environment of the first
 worker that was asked for.
@@ -39,6 +40,9 @@ IDLE_S = 600.0
 BACKLOG = 128
 #: A starter sends its request in one piece.
 REQUEST_TIMEOUT_S = 2.0
+#: The kernel takes microseconds to end a thread, on a busy machine some turns of the scheduler.
+THREAD_END_S = 1.0
+_THREAD_LOOK_S = 0.001
 #: How often a server looks whether it is idle.
 _LOOK_EVERY_S = 5.0
 #: What forks would share that each takes for its own; what is none of these is a source of events.
@@ -102,14 +106,31 @@ def preload(made_for: recipe.Recipe) -> None:
     sys.path[:] = [*made_for.sys_path, *(p for p in sys.path if p not in made_for.sys_path)]
     for name in PRELOADED:
         importlib.import_module(name)
+    # Before the agent's module, so that nothing of it runs here but its import.
+    warm_up()
     importlib.import_module(made_for.import_path.partition(":")[0])
+
+
+def warm_up() -> None:
+    """Play lives of sessions; where that fails children are forked as well, and are slower."""
+    try:
+        importlib.import_module("torpor.actors.rehearsal").rehearse()
+    except Exception:
+        traceback.print_exc()
+    # A thread that was joined is gone a moment later.
+    ends_s = time.monotonic() + THREAD_END_S
+    while _threads() != 1 and time.monotonic() < ends_s:
+        time.sleep(_THREAD_LOOK_S)
 
 
 def demand_one_thread() -> None:
     """Raise RuntimeError if there are more: the others would be missing in a child, locks held."""
-    threads = len(list(pathlib.Path("/proc/self/task").iterdir()))
-    if threads != 1:
+    if (threads := _threads()) != 1:
         raise RuntimeError(f"{threads} threads after all imports; only one can be forked")
+
+
+def _threads() -> int:
+    return len(list(pathlib.Path("/proc/self/task").iterdir()))
 
 
 def descriptors() -> dict[int, str]:

@@ -7,6 +7,7 @@ and one call; the tests of crash points want to know what leads past it.
 """
 
 import collections
+import contextlib
 import enum
 import json
 import os
@@ -14,6 +15,7 @@ import pathlib
 import signal
 import threading
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import msgspec
@@ -137,6 +139,17 @@ def reach(point: Point, **facts: object) -> None:
     """
     if _here is not None:
         _here.pass_by(point, facts)
+
+
+@contextlib.contextmanager
+def unseen() -> Iterator[None]:
+    """Let this process pass all points unseen: for what is no part of any session's life."""
+    global _here
+    was, _here = _here, None
+    try:
+        yield
+    finally:
+        _here = was
 
 
 class _Here:

@@ -5,7 +5,7 @@ import pathlib
 import sys
 import threading
 import time
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -13,6 +13,7 @@ import torpor
 from torpor import errors, messages
 from torpor.actors import agent_thread, turn_context
 from torpor.storage import local_blobs, records, snapshot, state
+from torpor.testing import eventually
 
 #: What an `Obedient` raises when it is told to.
 RAISED = {
@@ -23,10 +24,14 @@ RAISED = {
     "odd name": ValueError("no file \udcff"),
     "long": ValueError("x" * (1 << 20)),
 }
+#: And what it returns.
+RETURNED = {"say odd name": "\udcff", "number": 7, "nothing": None}
 
 
 class Obedient(torpor.Agent):
     """Does what the first word of a message says."""
+
+    lingering: ClassVar[asyncio.Task[None] | None] = None
 
     def __init__(self) -> None:
         self.said: list[str] = []
@@ -57,12 +62,10 @@ class Obedient(torpor.Agent):
                 self.lock = threading.Lock()
             case "exit later":
                 asyncio.get_running_loop().call_soon(sys.exit, 3)
-            case "say odd name":
-                return "\udcff"
-            case "number":
-                return 7
-            case "nothing":
-                return None
+            case "linger":
+                Obedient.lingering = asyncio.create_task(asyncio.sleep(3600))
+            case _ if message.text in RETURNED:
+                return RETURNED[message.text]
             case "reply" | "odd reply":
                 odd = message.text == "odd reply"
                 return torpor.Reply(text="both", data={"n": object() if odd else (1, 2)})
@@ -191,6 +194,18 @@ async def test_time_over_and_no_end(
     failure = await turn
     assert isinstance(failure, agent_thread.TurnFailure)
     assert failure.reason == errors.TurnTimedOut.reason
+
+
+async def test_the_end_of_the_thread(stage: Stage) -> None:
+    """What the agent has started ends with it, and nothing of the thread stays."""
+    await stage.run("linger")
+    lingering = Obedient.lingering
+    assert lingering is not None
+    stage.thread.close()
+    await eventually.until(lambda: not stage.thread._thread.is_alive())
+    assert lingering.cancelled()
+    assert stage.thread._loop.is_closed()
+    stage.thread.close()
 
 
 async def test_exit_in_a_callback_leaves_the_thread_at_work(stage: Stage) -> None:

@@ -276,3 +276,20 @@ def test_race_for_a_point(folder: probes.Probes, start: Start) -> None:
         assert [_output(process).readline() for process in racers] == [b"past\n"] * 2
         assert len(folder.fired(Point.RELEASE_BEFORE)) == 1
         assert not folder.disarm(Point.RELEASE_BEFORE)
+
+
+def test_what_is_unseen_is_neither_recorded_nor_broken(folder: probes.Probes, start: Start) -> None:
+    """What a process only rehearses is no part of a session's life, and nothing waits for it."""
+    folder.arm(Point.COMMIT_BEFORE)
+    process = start(
+        """
+        from torpor.probes import unseen
+        with unseen():
+            reach(Point.COMMIT_BEFORE)
+        say("unseen")
+        reach(Point.COMMIT_BEFORE)
+        say("never")
+        """
+    )
+    assert _ended(process) == (DIED, ["unseen"])
+    assert len(folder.records()) == 1
