@@ -21,7 +21,6 @@ from typing import Any
 import psutil
 import pytest
 
-from torpor.actors import rehearsal
 from torpor.actors.ray_compat import fork_server, worker_starter
 
 FORKS = 200
@@ -274,20 +273,6 @@ def test_a_server_that_cannot_be(source: str, why: str, modules: pathlib.Path) -
     (lock,) = modules.parent.glob("*/*.lock")
     with lock.open() as held:
         fcntl.flock(held, fcntl.LOCK_EX)
-
-
-def test_a_rehearsal_that_fails_costs_no_forks(
-    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
-    """Children are forked as well, and are slower; the log says why."""
-
-    def fail() -> None:
-        raise OSError("no room")
-
-    monkeypatch.setattr(rehearsal, "rehearse", fail)
-    monkeypatch.setattr(fork_server, "THREAD_END_S", 0.0)
-    fork_server.warm_up()
-    assert "no room" in capfd.readouterr().err
 
 
 def test_a_server_that_hangs_is_waited_for_once(modules: pathlib.Path) -> None:

@@ -61,3 +61,17 @@ def test_a_life_that_fails_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(residence.Residence, "_commit", refuse)
     with pytest.raises(errors.StorageFull, match="no room"):
         rehearsal.rehearse()
+
+
+def test_a_rehearsal_that_fails_costs_no_forks(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Children are forked as well, and are slower; the log says why."""
+
+    def fail() -> None:
+        raise OSError("no room")
+
+    monkeypatch.setattr(rehearsal, "rehearse", fail)
+    monkeypatch.setattr(fork_server, "THREAD_END_S", 0.0)
+    fork_server.warm_up()
+    assert "no room" in capfd.readouterr().err
