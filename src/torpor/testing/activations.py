@@ -147,10 +147,12 @@ class Activation:
     async def close(self) -> None:
         """End it without a word to the store, as a crash would."""
         self._running.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await self._running
-        self._log.close()
-        self.reader.close()
+        try:
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._running
+        finally:
+            self._log.close()
+            self.reader.close()
 
 
 def slot_of(folder: pathlib.Path, owned: ownership.Ownership) -> pathlib.Path:
