@@ -146,7 +146,7 @@ async def test_writes_wait_for_the_replica(
     claim = store_samples.claim(head)
     with pytest.raises(errors.StoreUnavailable, match="confirmed"):
         await store.sessions.acquire(claim)
-    head = (await store.sessions.acquire(claim, durable=False)).head
+    assert (await store.sessions.acquire(claim, durable=False)).head.nonce == claim.nonce
     with pytest.raises(errors.StoreUnavailable, match="confirmed"):
         await store.sessions.flush()
     # Watchers look once a second, and who finds nothing has nothing to wait for.
