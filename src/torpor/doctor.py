@@ -66,11 +66,11 @@ def place(settings: deployment.Deployment) -> Iterator[Finding]:
 
 
 def local_folder() -> Finding:
-    """What to say where only `torpor dev` has been at work, and has ended: nothing is wrong."""
+    """What to say where `torpor dev` has been at work, and has ended: nothing is wrong."""
     return Finding(
         "settings",
         Verdict.WARN,
-        "here is only a `torpor dev`, and it does not run",
+        "the `torpor dev` of this folder does not run",
         "start `torpor dev`, or use --config to name the settings of a deployment",
     )
 

@@ -242,7 +242,7 @@ def test_agents_and_nodes(gateway: ScriptedGateway) -> None:
 
 def test_whom_to_call(tmp_path: pathlib.Path) -> None:
     """Options go over environment over what `torpor dev` left, whose key goes nowhere else."""
-    (tmp_path / "address").write_text("localhost:7000\n")
+    (tmp_path / "address").write_text("127.0.0.1:7000\n127.0.0.1:7010\n")
     (tmp_path / "api-key").write_text("tp_dev\n")
     environ = {"TORPOR_ADDRESS": "e:1", "TORPOR_API_KEY": "tp_env", "TORPOR_TENANT": "acme"}
 
@@ -250,11 +250,14 @@ def test_whom_to_call(tmp_path: pathlib.Path) -> None:
         target = options.target(given, environ, tmp_path)
         return target.address, target.api_key
 
-    assert found(options.Options(), {}) == ("localhost:7000", "tp_dev")
+    assert found(options.Options(), {}) == ("127.0.0.1:7000", "tp_dev")
+    assert found(options.Options(address="127.0.0.1:7010"), {}) == ("127.0.0.1:7010", "tp_dev")
+    assert found(options.Options(address="localhost:7010"), {}) == ("localhost:7010", "tp_dev")
+    assert found(options.Options(address="localhost:7011"), {}) == ("localhost:7011", None)
     assert found(options.Options(), environ) == ("e:1", "tp_env")
     assert found(options.Options(address="f:1", api_key="tp_f"), environ) == ("f:1", "tp_f")
     assert found(options.Options(address="f:1"), {}) == ("f:1", None)
-    assert found(options.Options(api_key="tp_f"), {}) == ("localhost:7000", "tp_f")
+    assert found(options.Options(api_key="tp_f"), {}) == ("127.0.0.1:7000", "tp_f")
     assert options.target(options.Options(), environ, tmp_path).tenant == "acme"
 
 

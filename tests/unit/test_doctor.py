@@ -190,11 +190,13 @@ def test_the_command(
         f"store_url: {settings.store_url}\nstorage: storage\nscratch: scratch\n"
         f"signing_key_file: keys\ngateway_port: {settings.gateway_port}\n"
     )
-    sound = testing.CliRunner().invoke(main.app, ["doctor", "--json"])
+    still = testing.CliRunner().invoke(main.app, ["doctor"])
+    assert "does not run" in still.stdout, "a sample of settings is no answer to its user"
+    sound = testing.CliRunner().invoke(main.app, ["doctor", "--json", "--config", "torpor.yaml"])
     findings = {found["name"]: found["detail"] for found in json.loads(sound.stdout)}
     assert sound.exit_code == 0, findings
     assert {"python", "ray", "bytecode", "store", "storage", "signing key"} <= set(findings)
-    assert findings["settings"] == str(tmp_path / "torpor.yaml")
+    assert pathlib.Path(findings["settings"]).resolve() == tmp_path / "torpor.yaml"
 
 
 def test_the_command_beside_torpor_dev(

@@ -26,7 +26,7 @@ def with_catalog(
     """
     from torpor.storage import redis_store
 
-    place = options.settings(config, assignments).deployment
+    place = options.settings_here(config, assignments).deployment
 
     async def run() -> Result:
         opened = redis_store.open(place)

@@ -3,6 +3,7 @@
 import fcntl
 import os
 import pathlib
+import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
     from torpor import client, config
 
-#: `torpor dev` leaves the address and the key of its deployment here.
+#: `torpor dev` leaves the addresses of its gateways, a line each, and the key here.
 LOCAL_FOLDER = pathlib.Path(".torpor")
 #: A person waits: about 2 s of tries, where a program would go on for 15.
 ATTEMPTS_MAX = 6
@@ -45,16 +46,21 @@ def target(options: Options, environ: Mapping[str, str], folder: pathlib.Path) -
 
     The key of `torpor dev` goes to no other address than its own.
     """
-    local_address = _line(folder / "address")
-    address = options.address or environ.get("TORPOR_ADDRESS") or local_address
+    local = (_line(folder / "address") or "").split()
+    address = options.address or environ.get("TORPOR_ADDRESS") or next(iter(local), None)
     api_key = options.api_key or environ.get("TORPOR_API_KEY")
-    if not api_key and address and address == local_address:
+    if not api_key and address and _numeric(address) in map(_numeric, local):
         api_key = _line(folder / "api-key")
     return Target(
         address=address or connecting.ADDRESS,
         api_key=api_key or None,
         tenant=options.tenant or environ.get("TORPOR_TENANT") or None,
     )
+
+
+def _numeric(address: str) -> str:
+    """Return an address of this machine as `torpor dev` writes it."""
+    return re.sub("^localhost:", "127.0.0.1:", address)
 
 
 def connected(ctx: typer.Context) -> "AbstractContextManager[client.BlockingClient]":
@@ -92,8 +98,8 @@ def settings_here(
 ) -> "config.Loaded":
     """Return the settings that are named, else those of the `torpor dev` that runs in `folder`.
 
-    Without a folder it is the usual one, and where no `torpor dev` runs a file of settings that
-    lies here serves.
+    Without a folder it is the usual one, and where no `torpor dev` ever ran a file of settings that
+    lies here serves: whoever used the one would not expect to hear of the other.
 
     Raises:
         FailedPrecondition: none runs there.
@@ -108,8 +114,7 @@ def settings_here(
     here = folder or LOCAL_FOLDER
     if _runs_in(here):
         return settings(here / config.FILE_NAME, [])
-    was_here = (here / "lock").exists() and not pathlib.Path(config.FILE_NAME).exists()
-    if folder is not None or was_here:
+    if folder is not None or (here / "lock").exists():
         raise errors.FailedPrecondition(
             f"no `torpor dev` runs on {here}; start it, or name settings with --config"
         )

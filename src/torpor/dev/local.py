@@ -114,7 +114,7 @@ class LocalDeployment:
         self.control = control_plane.ControlPlane(self.deployment)
         self._exits.push_async_callback(self.control.retire)
         await self.control.reconcile()
-        (folder / "address").write_text(self.gateways[0] + "\n")
+        (folder / "address").write_text("".join(f"{each}\n" for each in self.gateways))
 
     def _describe(self, store_url: str) -> deployment.Deployment:
         options, folder = self._options, self._options.folder.resolve()

@@ -48,7 +48,8 @@ async def _serve(options: DevOptions) -> None:
             _say(f"Ray's dashboard is on http://{here.cluster.dashboard}")
         _say(
             f"ready on {', '.join(here.gateways)}; the API key is in {options.folder}/api-key\n"
-            '  torpor sessions create notebook --id first && torpor sessions send first "1 + 1"\n'
+            "  torpor sessions create notebook   # prints the session's id\n"
+            '  torpor sessions send ID "1 + 1"\n'
             "  Ctrl-C ends it; everything stays in " + str(options.folder)
         )
         keeping = asyncio.create_task(here.control.keep())
