@@ -78,20 +78,20 @@ class Ownership:
             try:
                 # What history says was done stays done, though the same request may wait again.
                 self.outcomes |= await self.history.recent_outcomes(since_ms)
-            except BaseException as error:
+            except errors.DataLoss as error:
                 try:
-                    if isinstance(error, errors.DataLoss):
-                        await self.settle()
+                    await self.settle()
                 finally:
                     await self.abandon()
-                if not isinstance(error, errors.DataLoss):
-                    raise
                 await storage_proof.prove(self._store.catalog, self._blobs)
                 raise type(error)(
                     f"{error.message}. It says which requests of the last hour were handled, and "
                     "none is to be handled twice: bring it back from a backup of the storage",
                     **error.ids,
                 ) from error
+            except BaseException:
+                await self.abandon()
+                raise
         return acquired
 
     async def settle(self) -> None:
