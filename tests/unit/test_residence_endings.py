@@ -126,17 +126,30 @@ async def test_tidying_up_in_a_store_that_went_back(
     assert (await store.sessions.head(here.owned.head.key)).owner is None
 
 
-async def test_what_was_found_is_told_once_it_is_durable(
-    store: memory_store.MemoryStore, activate: Activate, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A claim waits for no disk; who finds a turn that was handled says so when a disk has it."""
+async def _woken_again(
+    store: memory_store.MemoryStore,
+    activate: Activate,
+    monkeypatch: pytest.MonkeyPatch,
+    flush: Callable[[], Awaitable[object]],
+) -> tuple[activations.Activation, protocol.Delivered]:
+    """Return a second activation, and what the first had answered to "hello", request "r".
+
+    The second waits for its claim's durability by `flush`.
+    """
     key = await activations.new_session(store)
     first = await activate(key)
     answer = await first.send("hello", "r")
     protocol.accept(await first.put(protocol.Leave(epoch=1)))
+    monkeypatch.setattr(store.sessions, "flush", flush)
+    return await activate(key), answer
+
+
+async def test_what_was_found_is_told_once_it_is_durable(
+    store: memory_store.MemoryStore, activate: Activate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A claim waits for no disk; who finds a turn that was handled says so when a disk has it."""
     durable = asyncio.Event()
-    monkeypatch.setattr(store.sessions, "flush", durable.wait)
-    second = await activate(key)
+    second, answer = await _woken_again(store, activate, monkeypatch, durable.wait)
     told = asyncio.create_task(second.send("hello", "r"))
     for _ in range(20):
         await asyncio.sleep(0)
@@ -145,7 +158,7 @@ async def test_what_was_found_is_told_once_it_is_durable(
     assert (await told).seq == answer.seq
     protocol.accept(await second.put(protocol.Leave(epoch=2)))
     durable.clear()
-    third = await activate(key)
+    third = await activate(second.owned.head.key)
     # What it commits itself waits for the disk, and for all that came before.
     assert not (await third.send("more", "s")).repeated
 
@@ -154,13 +167,8 @@ async def test_what_is_refused_is_told_once_it_is_durable(
     store: memory_store.MemoryStore, activate: Activate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It speaks of what was found with the claim, as an answer does."""
-    key = await activations.new_session(store)
-    first = await activate(key)
-    await first.send("hello", "r")
-    protocol.accept(await first.put(protocol.Leave(epoch=1)))
     durable = asyncio.Event()
-    monkeypatch.setattr(store.sessions, "flush", durable.wait)
-    second = await activate(key)
+    second, _ = await _woken_again(store, activate, monkeypatch, durable.wait)
     told = asyncio.create_task(second.send("something else", "r"))
     for _ in range(20):
         await asyncio.sleep(0)
@@ -177,18 +185,14 @@ async def test_a_claim_that_was_lost_before_it_was_durable_answers_nothing(
     tmp_path: pathlib.Path,
 ) -> None:
     """Another server that lacks it takes over, and another owner there: what was found is old."""
-    key = await activations.new_session(store)
-    first = await activate(key)
-    await first.send("hello", "r")
-    protocol.accept(await first.put(protocol.Leave(epoch=1)))
     flush = store.sessions.flush
 
     async def taken_over() -> None:
         monkeypatch.setattr(store.sessions, "flush", flush)
-        await activations.claim(store, local_blobs.LocalBlobStore(tmp_path), key)
+        (head,), _ = await store.sessions.page(activations.KEYS.tenant, after="", limit=1)
+        await activations.claim(store, local_blobs.LocalBlobStore(tmp_path), head.key)
 
-    monkeypatch.setattr(store.sessions, "flush", taken_over)
-    second = await activate(key)
+    second, _ = await _woken_again(store, activate, monkeypatch, taken_over)
     with pytest.raises(errors.Fenced):
         await second.send("hello", "r")
     await second.ended()

@@ -387,12 +387,5 @@ async def test_a_message_does_not_find_itself_in_the_way(
         return await deliver(seat, request, **fields)
 
     monkeypatch.setattr(parts.cluster, "deliver", break_off)
-    await parts.router.deliver(
-        router_parts.KEY,
-        router_parts.message("one", "m1"),
-        body_digest="one",
-        busy=protocol.BusyPolicy.REJECT,
-        min_version=0,
-        until=parts.until(),
-    )
+    await parts.say("one", "m1", busy=protocol.BusyPolicy.REJECT)
     assert policies == [protocol.BusyPolicy.REJECT, protocol.BusyPolicy.ENQUEUE]

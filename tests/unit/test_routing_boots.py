@@ -48,14 +48,7 @@ async def test_processes_that_die_before_they_claim_have_handled_nothing(
 
     monkeypatch.setattr(parts.cluster, "activate", die)
     monkeypatch.setattr(parts.cluster, "deliver", note)
-    answer = await parts.router.deliver(
-        router_parts.KEY,
-        router_parts.message("one", "m1"),
-        body_digest="one",
-        busy=protocol.BusyPolicy.REJECT,
-        min_version=0,
-        until=parts.until(),
-    )
+    answer = await parts.say("one", "m1", busy=protocol.BusyPolicy.REJECT)
     assert answer.version == 2
     assert {request.observed_epoch for request in died} == {0}
     assert policies == [protocol.BusyPolicy.REJECT] * (routing.DEATHS_MAX + 1)

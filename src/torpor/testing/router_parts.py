@@ -55,13 +55,20 @@ class RouterParts:
         """Return a deadline on the clock at rest."""
         return deadline.Deadline.after(self.clock, seconds)
 
-    async def say(self, text: str, request_id: str, **fields: int) -> protocol.Delivered:
+    async def say(
+        self,
+        text: str,
+        request_id: str,
+        *,
+        busy: protocol.BusyPolicy = protocol.BusyPolicy.ENQUEUE,
+        **fields: int,
+    ) -> protocol.Delivered:
         """Send a message to the session `KEY`; `fields` are `min_version` and `seconds`."""
         return await self.router.deliver(
             KEY,
             message(text, request_id),
             body_digest=text,
-            busy=protocol.BusyPolicy.ENQUEUE,
+            busy=busy,
             min_version=fields.get("min_version", 0),
             until=self.until(fields.get("seconds", 60)),
         )
