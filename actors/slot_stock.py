@@ -25,6 +25,10 @@ log = logging.getLogger(__name__)
 HORIZON_S = 60.0
 #: A slot is up again within this on a busy machine: the wakes of so long are kept in stock.
 REFILL_S = 2.0
+#: Up to this share of what is wanted slots are started as fast as may be, beyond it one with each
+#: look: to start one takes a processor for a tenth of a second, which turns want, too. After a node
+#: is lost all its sessions wake elsewhere in one moment.
+AT_ONCE_SHARE = 0.5
 #: Of one agent version: more start faster than they are asked for, or the node is overloaded.
 STOCK_MAX = 8
 #: Wakes that wait for a slot on one node; beyond it the gateway looks elsewhere.
@@ -95,6 +99,11 @@ class _Shelf(Generic[S]):
         self.served = -1
         self.taken_s: collections.deque[float] = collections.deque(maxlen=WAKES_KEPT_MAX)
         self.not_before_s = 0.0
+
+    @property
+    def coming(self) -> int:
+        """How many there are, and on their way up."""
+        return len(self.ready) + self.starting
 
     def wanted(self, now_s: float) -> int:
         """Return how many there should be in stock."""
@@ -198,6 +207,8 @@ class Stock(Generic[S]):
             if not (shelf.ready or shelf.waiters or shelf.starting or shelf.taken_s):
                 del self._shelves[name]
         self._pump()
+        if self._may_start() and (lacking := self._understocked(1.0)) is not None:
+            self._begin(lacking)
 
     def refuse(self) -> None:
         """Send away who waits; what is up stays."""
@@ -241,13 +252,19 @@ class Stock(Generic[S]):
 
     def _pump(self) -> None:
         """Begin as many starts as may run: first for who waits, tenant after tenant."""
-        while not self._closed and self.starting < self._starts_max:
-            shelf = self._awaited() or self._understocked()
+        while self._may_start():
+            shelf = self._awaited() or self._understocked(AT_ONCE_SHARE)
             if shelf is None:
                 return
-            shelf.starting += 1
-            shelf.served = next(self._served)
-            self._spawn(self._bring_up(shelf))
+            self._begin(shelf)
+
+    def _may_start(self) -> bool:
+        return not self._closed and self.starting < self._starts_max
+
+    def _begin(self, shelf: _Shelf[S]) -> None:
+        shelf.starting += 1
+        shelf.served = next(self._served)
+        self._spawn(self._bring_up(shelf))
 
     def _awaited(self) -> _Shelf[S] | None:
         """Return whom to start for: of the tenant with the fewest starts under way.
@@ -269,7 +286,8 @@ class Stock(Generic[S]):
             lacking, key=lambda shelf: (under_way[shelf.kind.tenant], shelf.served), default=None
         )
 
-    def _understocked(self) -> _Shelf[S] | None:
+    def _understocked(self, share: float) -> _Shelf[S] | None:
+        """Return what lacks most to that share of what is wanted."""
         now_s = self._clock.monotonic_s()
         if len(self) + self.starting >= self._room or self.starting >= self._starts_max - 1 > 0:
             # One place is left for whoever comes next.
@@ -278,7 +296,7 @@ class Stock(Generic[S]):
             name: lacks
             for name, shelf in self._shelves.items()
             if now_s >= shelf.not_before_s
-            and (lacks := shelf.wanted(now_s) - len(shelf.ready) - shelf.starting) > 0
+            and (lacks := math.ceil(share * shelf.wanted(now_s)) - shelf.coming) > 0
         }
         return self._shelves[max(lacking, key=lacking.__getitem__)] if lacking else None
 

@@ -1,7 +1,6 @@
 """One machine of a world: a namespace, what runs in it, and Ray's part of that."""
 
 import asyncio
-import contextlib
 import enum
 import os
 import pathlib
@@ -23,8 +22,6 @@ GCS_PORT = 6379
 GATEWAY_PORT = 7420
 _OBJECT_STORE_BYTES = 80 << 20
 _DEATH_TIMEOUT_S = 20.0
-#: A process that starts others while it is stopped is caught by the next look; two suffice.
-_STOP_ROUNDS = 3
 
 #: As in cluster.yaml, which says why.
 RAY_ENVIRONMENT = {
@@ -153,12 +150,9 @@ class Machine:
         """Return the machine's processes of a kind, by id."""
         return [pid for pid in network.pids(self.namespace) if plays(pid, role)]
 
-    def signal_all(self, number: signal.Signals) -> None:
+    async def signal_all(self, number: signal.Signals) -> None:
         """Send a signal to every process here, and to those that they start meanwhile."""
-        for _ in range(_STOP_ROUNDS):
-            for pid in network.pids(self.namespace):
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, number)
+        await asyncio.to_thread(network.signal_all, self.namespace, number)
 
     async def kill(self) -> None:
         """Kill everything here at once, as a power failure does."""

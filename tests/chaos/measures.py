@@ -187,7 +187,8 @@ class Answering:
 
     def _look(self) -> None:
         for key, owner in self._owners.items():
-            if key not in self._died_s and state(owner.pid) in DEAD:
+            # A node that is lost stands still before its processes end.
+            if key not in self._died_s and state(owner.pid) in (*DEAD, *STOPPED):
                 self._died_s[key] = time.monotonic()
         living = {owner.node for key, owner in self._owners.items() if key not in self._died_s}
         for slot in self._load.slots:

@@ -8,8 +8,8 @@ import collections
 import contextlib
 import itertools
 import os
-import pathlib
 import re
+import select
 import shutil
 import signal
 import subprocess
@@ -30,7 +30,10 @@ _RULE_PRIORITY = 7_000
 _IP_TIMEOUT_S = 20.0
 #: A killed process is gone at once, unless it hangs in the kernel.
 _DEATH_TIMEOUT_S = 20.0
-_POLL_S = 0.02
+#: Between the ends of two processes: as long as one takes, or longer.
+_BREATH_S = 0.02
+#: A process that starts others while it is signalled is caught by the next look; two suffice.
+_SIGNAL_ROUNDS = 3
 #: Of one subnet there are never more rules than pairs of machines.
 _RULES_MAX = 100
 
@@ -187,33 +190,44 @@ def pids(namespace: str) -> list[int]:
     return [int(word) for word in done.stdout.split()]
 
 
+def signal_all(namespace: str, number: signal.Signals) -> None:
+    """Send a signal to every process in a namespace, and to those that they start meanwhile."""
+    for _ in range(_SIGNAL_ROUNDS):
+        for pid in pids(namespace):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
+
+
 def kill_all(namespace: str) -> None:
     """Kill every process in a namespace, and those that they start meanwhile.
+
+    None does anything any more once the first of them ends.
 
     Raises:
         TimeoutError: some do not die.
     """
     deadline_s = time.monotonic() + _DEATH_TIMEOUT_S
-    while found := pids(namespace):
-        for pid in found:
-            _step_back(pid)
-        for pid in found:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+    while pids(namespace):
+        signal_all(namespace, signal.SIGSTOP)
+        # Those that were started last come first: a parent's end would let children go on.
+        for pid in sorted(pids(namespace), reverse=True):
+            _end(pid, deadline_s - time.monotonic())
+            # To end all of them is a tenth of a second of the kernel's work, for which a machine of
+            # one's own would need nobody else's time.
+            time.sleep(_BREATH_S)
         if time.monotonic() > deadline_s:
-            raise TimeoutError(f"processes of {namespace} do not die: {found}")
-        time.sleep(_POLL_S)
+            raise TimeoutError(f"processes of {namespace} do not die: {pids(namespace)}")
 
 
-def _step_back(pid: int) -> None:
-    """Let a process have what time others leave.
-
-    The end of a node's processes is a tenth of a second of the kernel's work, for which a machine
-    of one's own would need nobody else's time.
-    """
-    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-        for thread in pathlib.Path("/proc", str(pid), "task").iterdir():
-            os.setpriority(os.PRIO_PROCESS, int(thread.name), 19)
+def _end(pid: int, timeout_s: float) -> None:
+    """Kill a process and await its end, which its parent need not have noticed."""
+    with contextlib.suppress(ProcessLookupError):
+        process = os.pidfd_open(pid)
+        try:
+            signal.pidfd_send_signal(process, signal.SIGKILL)
+            select.select([process], [], [], max(0.0, timeout_s))
+        finally:
+            os.close(process)
 
 
 def remove_namespace(namespace: str) -> None:

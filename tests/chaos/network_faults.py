@@ -72,12 +72,12 @@ async def node_frozen(world: World, rng: random.Random) -> AsyncIterator[None]:
     """A node stands still, its sessions are called elsewhere, and it goes on where it was."""
     victim = await victims.session(world, rng)
     async with victims.turn_held(world, victim):
-        world.freeze_node(victim.node)
+        await world.freeze_node(victim.node)
         try:
             await asyncio.sleep(rng.uniform(1.5, 3.0) * world.lease_ttl_ms / 1000)
             yield
         finally:
-            world.thaw_node(victim.node)
+            await world.thaw_node(victim.node)
     await world.settled()
 
 

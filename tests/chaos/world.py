@@ -312,13 +312,13 @@ class World:
         await self._restart_ray(self.nodes[name])
         await self.settled()
 
-    def freeze_node(self, name: str) -> None:
+    async def freeze_node(self, name: str) -> None:
         """Stop all processes of a node where they are."""
-        self.nodes[name].signal_all(signal.SIGSTOP)
+        await self.nodes[name].signal_all(signal.SIGSTOP)
 
-    def thaw_node(self, name: str) -> None:
+    async def thaw_node(self, name: str) -> None:
         """Let them go on."""
-        self.nodes[name].signal_all(signal.SIGCONT)
+        await self.nodes[name].signal_all(signal.SIGCONT)
 
     async def kill_gateway(self, name: str) -> None:
         """Kill a node's gateway."""

@@ -147,3 +147,27 @@ def test_left_overs_of_the_living_stay(machines: Machines) -> None:
     network.remove_left_overs()
     assert machines.a.reaches(machines.b)
     assert machines.b.reaches(machines.store)
+
+
+def test_of_a_machine_that_is_lost_nothing_acts_on_the_end_of_the_rest(
+    machines: Machines, tmp_path: pathlib.Path
+) -> None:
+    """A parent that would note its child's end, and start another, does neither."""
+    noted = tmp_path / "noted"
+    parent = f"""
+import pathlib, subprocess
+first = True
+while True:
+    with subprocess.Popen(["sleep", "60"]) as child:
+        if first:
+            print("up", flush=True)
+        first = False
+    pathlib.Path({str(noted)!r}).touch()
+"""
+    lost = _add(machines.net, "lost")
+    namespace = lost.inside[-1]
+    with lost.running(parent):
+        assert len(network.pids(namespace)) == 2
+        network.kill_all(namespace)
+    assert network.pids(namespace) == []
+    assert not noted.exists()

@@ -265,15 +265,16 @@ async def test_stock_follows_demand(stock: slot_stock.Stock[Process], starts: St
     """The more wakes a minute, the more slots, up to the bound."""
     starts.let(1_000)
     sizes = []
+
+    async def settled() -> bool:
+        return stock.starting == 0
+
     for takes in (1, 60, 600):
         for _ in range(takes):
             await stock.take(kind())
-        stock.adjust(room=ROOM)
-
-        async def settled() -> bool:
-            return stock.starting == 0
-
-        await eventually.assert_eventually(settled)
+        for _ in range(slot_stock.STOCK_MAX):
+            stock.adjust(room=ROOM)
+            await eventually.assert_eventually(settled)
         sizes.append(len(stock))
     assert sizes == sorted(sizes)
     assert 0 < sizes[0] < sizes[-1] == slot_stock.STOCK_MAX
@@ -299,3 +300,24 @@ async def test_a_stock_that_closes_ends_all(
         return starts.under_way == 0 and all(made.discarded for made in unused)
 
     await eventually.assert_eventually(ended)
+
+
+async def test_the_second_half_of_a_stock_is_started_one_with_each_look(
+    starts: Starts, clock: clock_double.FakeClock
+) -> None:
+    """After a burst there is soon something in stock, and all that is wanted a few looks later."""
+    stock = slot_stock.Stock(starts.start, clock, starts_max=slot_stock.STOCK_MAX * 2)
+    stock.adjust(room=ROOM)
+    burst = int(slot_stock.HORIZON_S / slot_stock.REFILL_S * slot_stock.STOCK_MAX)
+    starts.let(burst * 2)
+    for _ in range(burst):
+        await stock.take(kind())
+
+    async def stands_at(count: int) -> bool:
+        return len(stock) == count and stock.starting == 0
+
+    half = slot_stock.STOCK_MAX // 2
+    for count in range(half, slot_stock.STOCK_MAX + 1):
+        await eventually.assert_eventually(lambda count=count: stands_at(count))
+        stock.adjust(room=ROOM)
+    await eventually.assert_eventually(lambda: stands_at(slot_stock.STOCK_MAX))
