@@ -22,6 +22,8 @@ T = TypeVar("T")
 
 #: After a turn's time is up its coroutine is cancelled; code that blocks gets this long to notice.
 CANCEL_GRACE_S = 5.0
+#: Tasks of the agent that may answer their end with an exit, one after the other.
+EXITS_MAX = 8
 #: Lines of a traceback that go into the history.
 TRACEBACK_LINES_MAX = 20
 #: Characters of an error's message, and of its traceback: either may quote what the agent works on.
@@ -106,6 +108,8 @@ class AgentThread:
 
     def close(self) -> None:
         """End the thread, and what the agent has started on it; waits for neither."""
+        if self._over:
+            return
         self._over = True
         # Agent code that ended the loop by itself may have been faster.
         with contextlib.suppress(RuntimeError):
@@ -140,9 +144,22 @@ class AgentThread:
         while not self._over:
             with contextlib.suppress(SystemExit, KeyboardInterrupt):
                 self._loop.run_forever()
-        with contextlib.suppress(SystemExit, KeyboardInterrupt):
-            self._loop.run_until_complete(_cancel_others())
-        self._loop.close()
+        try:
+            self._end_tasks()
+        finally:
+            self._loop.close()
+
+    def _end_tasks(self) -> None:
+        """End what the agent has started and not ended."""
+        for _ in range(EXITS_MAX):
+            if not (tasks := asyncio.all_tasks(self._loop)):
+                return
+            for task in tasks:
+                task.cancel()
+            ended = asyncio.gather(*tasks, return_exceptions=True)
+            # Of the runtime: the stop that `close` has asked for comes only now.
+            with contextlib.suppress(SystemExit, KeyboardInterrupt, RuntimeError):
+                self._loop.run_until_complete(ended)
 
     async def _turn(
         self,
@@ -163,14 +180,6 @@ class AgentThread:
             return TurnResult(reply=reply, state=dumped, snapshot=snapshotter.snapshot())
         except (errors.TurnFailed, errors.WorkspaceQuotaExceeded, errors.InvalidArgument) as error:
             return _failure(error)
-
-
-async def _cancel_others() -> None:
-    """End what the agent has started and not ended."""
-    others = asyncio.all_tasks() - {asyncio.current_task()}
-    for task in others:
-        task.cancel()
-    await asyncio.gather(*others, return_exceptions=True)
 
 
 async def _contained(work: Coroutine[Any, Any, T]) -> T:

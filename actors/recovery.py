@@ -101,10 +101,14 @@ class Waking:
         self.snapshotter.adopt(found.tree)
         thread = agent_thread.AgentThread()
         payload = found.payload
-        await thread.wake(make if payload is None else functools.partial(state.load, payload))
-        watch.lap("load")
-        if found.error is not None:
-            await self._make_true(found, found.error, thread)
+        try:
+            await thread.wake(make if payload is None else functools.partial(state.load, payload))
+            watch.lap("load")
+            if found.error is not None:
+                await self._make_true(found, found.error, thread)
+        except BaseException:
+            thread.close()
+            raise
         return thread
 
     async def _bring_back(self, acquired: records.Acquired) -> Found:

@@ -1,8 +1,9 @@
 """Slots in stock: processes that are up before anybody asks for them.
 
 As many as the wakes of the last minute would need while one is being started: none for an agent
-that nobody wakes, which then costs nothing. Whoever finds none waits for the next that comes up;
-starts are shared out among tenants in turn, so that one's burst does not keep the others waiting.
+that nobody wakes, which then costs nothing. What a burst has taken is made up for with time.
+Whoever finds none waits for the next that comes up; starts are shared out among tenants in turn, so
+that one's burst does not keep the others waiting.
 """
 
 import asyncio
@@ -11,7 +12,7 @@ import contextlib
 import itertools
 import logging
 import math
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Generic, Protocol, TypeVar
 
 import msgspec
@@ -25,10 +26,12 @@ log = logging.getLogger(__name__)
 HORIZON_S = 60.0
 #: A slot is up again within this on a busy machine: the wakes of so long are kept in stock.
 REFILL_S = 2.0
-#: Up to this share of what is wanted slots are started as fast as may be, beyond it one with each
-#: look: to start one takes a processor for a tenth of a second, which turns want, too. After a node
-#: is lost all its sessions wake elsewhere in one moment.
+#: Up to this share of what is wanted slots are started as fast as may be, beyond it as fast as they
+#: are taken on average: to start one takes a processor for a tenth of a second, which turns want,
+#: too. After a node is lost all its sessions wake elsewhere in one moment.
 AT_ONCE_SHARE = 0.5
+#: How often `adjust` is called, about.
+LOOK_S = 1.0
 #: Of one agent version: more start faster than they are asked for, or the node is overloaded.
 STOCK_MAX = 8
 #: Wakes that wait for a slot on one node; beyond it the gateway looks elsewhere.
@@ -99,11 +102,8 @@ class _Shelf(Generic[S]):
         self.served = -1
         self.taken_s: collections.deque[float] = collections.deque(maxlen=WAKES_KEPT_MAX)
         self.not_before_s = 0.0
-
-    @property
-    def coming(self) -> int:
-        """How many there are, and on their way up."""
-        return len(self.ready) + self.starting
+        #: Starts for the stock before the next look, beyond those that are made at once.
+        self.leisurely = 0
 
     def wanted(self, now_s: float) -> int:
         """Return how many there should be in stock."""
@@ -112,6 +112,16 @@ class _Shelf(Generic[S]):
         if not self.taken_s:
             return 0
         return min(STOCK_MAX, 1 + math.ceil(len(self.taken_s) / HORIZON_S * REFILL_S))
+
+    def lacks(self, now_s: float) -> bool:
+        """Whether one is to be started for the stock now."""
+        coming, wanted = len(self.ready) + self.starting, self.wanted(now_s)
+        enough = wanted if self.leisurely else math.ceil(AT_ONCE_SHARE * wanted)
+        return coming < enough and now_s >= self.not_before_s
+
+    def look(self) -> None:
+        """Allow as many starts as there are wakes from one look to the next."""
+        self.leisurely = math.ceil(len(self.taken_s) / HORIZON_S * LOOK_S)
 
 
 class Stock(Generic[S]):
@@ -191,7 +201,7 @@ class Stock(Generic[S]):
         self._put(self._shelf(kind), slot)
 
     def adjust(self, *, room: int) -> None:
-        """Start what demand asks for and end what it does not; call about once a second.
+        """Start what demand asks for and end what it does not; call every `LOOK_S`.
 
         `room` is how many more processes the node may hold now, as memory and its bounds allow.
         """
@@ -204,11 +214,10 @@ class Stock(Generic[S]):
             for _ in range(surplus):
                 self._spawn(shelf.ready.pop().discard())
                 excess -= 1
+            shelf.look()
             if not (shelf.ready or shelf.waiters or shelf.starting or shelf.taken_s):
                 del self._shelves[name]
         self._pump()
-        if self._may_start() and (lacking := self._understocked(1.0)) is not None:
-            self._begin(lacking)
 
     def refuse(self) -> None:
         """Send away who waits; what is up stays."""
@@ -252,29 +261,24 @@ class Stock(Generic[S]):
 
     def _pump(self) -> None:
         """Begin as many starts as may run: first for who waits, tenant after tenant."""
-        while self._may_start():
-            shelf = self._awaited() or self._understocked(AT_ONCE_SHARE)
+        while not self._closed and self.starting < self._starts_max:
+            shelf = self._awaited()
             if shelf is None:
-                return
-            self._begin(shelf)
-
-    def _may_start(self) -> bool:
-        return not self._closed and self.starting < self._starts_max
-
-    def _begin(self, shelf: _Shelf[S]) -> None:
-        shelf.starting += 1
-        shelf.served = next(self._served)
-        self._spawn(self._bring_up(shelf))
+                shelf = self._understocked()
+                if shelf is None:
+                    return
+                shelf.leisurely = max(0, shelf.leisurely - 1)
+            shelf.starting += 1
+            shelf.served = next(self._served)
+            self._spawn(self._bring_up(shelf))
 
     def _awaited(self) -> _Shelf[S] | None:
-        """Return whom to start for: of the tenant with the fewest starts under way.
+        """Return whom to start for that is waited for.
 
         Starts may take long, so that turns alone would let one tenant hold all places: where there
         are several, the last place is for one that has none.
         """
-        under_way = collections.Counter[str]()
-        for shelf in self._shelves.values():
-            under_way[shelf.kind.tenant] += shelf.starting
+        under_way = self._under_way()
         last_place = len(under_way) > 1 and under_way.total() >= self._starts_max - 1 > 0
         lacking = [
             shelf
@@ -282,23 +286,23 @@ class Stock(Generic[S]):
             if shelf.starting < len(shelf.waiters)
             and not (last_place and under_way[shelf.kind.tenant])
         ]
-        return min(
-            lacking, key=lambda shelf: (under_way[shelf.kind.tenant], shelf.served), default=None
-        )
+        return _first(lacking, under_way)
 
-    def _understocked(self, share: float) -> _Shelf[S] | None:
-        """Return what lacks most to that share of what is wanted."""
+    def _understocked(self) -> _Shelf[S] | None:
+        """Return whom to start for that has too few in stock."""
         now_s = self._clock.monotonic_s()
         if len(self) + self.starting >= self._room or self.starting >= self._starts_max - 1 > 0:
             # One place is left for whoever comes next.
             return None
-        lacking = {
-            name: lacks
-            for name, shelf in self._shelves.items()
-            if now_s >= shelf.not_before_s
-            and (lacks := math.ceil(share * shelf.wanted(now_s)) - shelf.coming) > 0
-        }
-        return self._shelves[max(lacking, key=lacking.__getitem__)] if lacking else None
+        lacking = [shelf for shelf in self._shelves.values() if shelf.lacks(now_s)]
+        return _first(lacking, self._under_way())
+
+    def _under_way(self) -> collections.Counter[str]:
+        """Return how many starts of each tenant are under way."""
+        found = collections.Counter[str]()
+        for shelf in self._shelves.values():
+            found[shelf.kind.tenant] += shelf.starting
+        return found
 
     async def _bring_up(self, shelf: _Shelf[S]) -> None:
         try:
@@ -342,3 +346,10 @@ def _next(shelf: _Shelf[S]) -> asyncio.Future[S] | None:
         if not waiter.done():
             return waiter
     return None
+
+
+def _first(lacking: Iterable[_Shelf[S]], under_way: collections.Counter[str]) -> _Shelf[S] | None:
+    """Return the shelf whose turn it is: of the tenant with the fewest starts under way."""
+    return min(
+        lacking, key=lambda shelf: (under_way[shelf.kind.tenant], shelf.served), default=None
+    )

@@ -4,8 +4,9 @@ import time
 
 from loadtests import waiting, world
 
-#: Nodes publish once a second and are looked at as often: what stood still for longer is true.
-STEADY_S = 1.5
+#: Nodes publish once a second and are looked at as often, and with each look they may begin a start
+#: that takes as long: what stood still for longer is true.
+STEADY_S = 3.5
 #: A stock is made up again within this on a slow machine.
 REFILL_TIMEOUT_S = 60.0
 #: A stock that nobody wants any more is gone a minute after the last wake.

@@ -117,6 +117,7 @@ def warm_up() -> None:
         importlib.import_module("torpor.actors.rehearsal").rehearse()
     except Exception:
         traceback.print_exc()
+    gc.collect()
     # A thread that was joined is gone a moment later.
     ends_s = time.monotonic() + THREAD_END_S
     while _threads() != 1 and time.monotonic() < ends_s:

@@ -19,6 +19,7 @@ import msgspec
 
 import fault
 import measures
+import procfs
 import report
 import schedule
 from torpor import errors, messages, probes
@@ -290,7 +291,7 @@ class Battery:
         ended = [
             path
             for path in self._world.probes.folder.glob(f"*{probes.RECORD}")
-            if measures.state(int(path.name.partition("-")[0])) in measures.DEAD
+            if procfs.state(int(path.name.partition("-")[0])) in procfs.DEAD
         ]
         # Only now: what they wrote before they ended is all there, and read.
         self._checker.collect()

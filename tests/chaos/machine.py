@@ -150,13 +150,21 @@ class Machine:
         """Return the machine's processes of a kind, by id."""
         return [pid for pid in network.pids(self.namespace) if plays(pid, role)]
 
-    async def signal_all(self, number: signal.Signals) -> None:
-        """Send a signal to every process here, and to those that they start meanwhile."""
-        await asyncio.to_thread(network.signal_all, self.namespace, number)
+    async def freeze(self) -> None:
+        """Stop all processes here where they are."""
+        await asyncio.to_thread(network.signal_all, self.namespace, signal.SIGSTOP)
+
+    async def thaw(self) -> None:
+        """Let them go on."""
+        await asyncio.to_thread(network.signal_all, self.namespace, signal.SIGCONT)
 
     async def kill(self) -> None:
         """Kill everything here at once, as a power failure does."""
         await asyncio.to_thread(network.kill_all, self.namespace)
+
+    async def dismantle(self) -> None:
+        """Let everything here stand still, then end it at no cost to others."""
+        await asyncio.to_thread(network.dismantle, self.namespace)
 
 
 def plays(pid: int, role: Role) -> bool:

@@ -3,13 +3,13 @@
 import asyncio
 import contextlib
 import itertools
-import pathlib
 import time
 from collections.abc import Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Protocol, Self
 
 import machine
+import procfs
 import report
 import schedule
 from torpor.testing.recording import Ending, Operation
@@ -40,10 +40,6 @@ STANDS_LEASES = 1.5
 CALLED = "called at once"
 #: The death of a process is noticed within this.
 _LOOK_EVERY_S = 0.02
-
-#: First letters of a process's state: it is dead; it is stopped.
-DEAD = ("", "Z", "X")
-STOPPED = ("T", "t")
 
 
 class Watch(Protocol):
@@ -187,8 +183,7 @@ class Answering:
 
     def _look(self) -> None:
         for key, owner in self._owners.items():
-            # A node that is lost stands still before its processes end.
-            if key not in self._died_s and state(owner.pid) in (*DEAD, *STOPPED):
+            if key not in self._died_s and procfs.state(owner.pid) in procfs.DEAD:
                 self._died_s[key] = time.monotonic()
         living = {owner.node for key, owner in self._owners.items() if key not in self._died_s}
         for slot in self._load.slots:
@@ -284,19 +279,10 @@ async def owners(world: "World") -> Mapping[str, "Resident"]:
     return found
 
 
-def state(pid: int) -> str:
-    """Return the letter of a process's state, empty if there is no such process."""
-    try:
-        line = pathlib.Path(f"/proc/{pid}/stat").read_text()
-    except (FileNotFoundError, ProcessLookupError):
-        return ""
-    # Its name, in parentheses, may hold anything.
-    return line.rpartition(")")[2].split()[0]
-
-
 def _goes_on(node: "Node") -> bool:
     """Whether a node is neither lost nor frozen: its raylet runs."""
-    return any(state(pid) not in (*DEAD, *STOPPED) for pid in node.find(machine.Role.RAYLET))
+    raylets = node.find(machine.Role.RAYLET)
+    return any(procfs.state(pid) not in (*procfs.DEAD, *procfs.STOPPED) for pid in raylets)
 
 
 def _took_s(operation: Operation) -> float:

@@ -17,6 +17,7 @@ import time
 from collections.abc import Iterator
 
 import ground
+import procfs
 
 #: Names of namespaces begin with it and with the harness's process id.
 PREFIX = "torpor"
@@ -30,6 +31,7 @@ _RULE_PRIORITY = 7_000
 _IP_TIMEOUT_S = 20.0
 #: A killed process is gone at once, unless it hangs in the kernel.
 _DEATH_TIMEOUT_S = 20.0
+_POLL_S = 0.02
 #: Between the ends of two processes: as long as one takes, or longer.
 _BREATH_S = 0.02
 #: A process that starts others while it is signalled is caught by the next look; two suffice.
@@ -199,24 +201,40 @@ def signal_all(namespace: str, number: signal.Signals) -> None:
 
 
 def kill_all(namespace: str) -> None:
-    """Kill every process in a namespace, and those that they start meanwhile.
-
-    None does anything any more once the first of them ends.
+    """Kill every process in a namespace at once, and those that they start meanwhile.
 
     Raises:
         TimeoutError: some do not die.
     """
     deadline_s = time.monotonic() + _DEATH_TIMEOUT_S
-    while pids(namespace):
-        signal_all(namespace, signal.SIGSTOP)
-        # Those that were started last come first: a parent's end would let children go on.
-        for pid in sorted(pids(namespace), reverse=True):
-            _end(pid, deadline_s - time.monotonic())
-            # To end all of them is a tenth of a second of the kernel's work, for which a machine of
-            # one's own would need nobody else's time.
-            time.sleep(_BREATH_S)
+    while found := pids(namespace):
+        for pid in found:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         if time.monotonic() > deadline_s:
-            raise TimeoutError(f"processes of {namespace} do not die: {pids(namespace)}")
+            raise TimeoutError(f"processes of {namespace} do not die: {found}")
+        time.sleep(_POLL_S)
+
+
+def dismantle(namespace: str) -> None:
+    """Let every process in a namespace stand still, then kill one after another.
+
+    To end them all is a tenth of a second of the kernel's work. Real machines that go on would not
+    pay for it, so what is measured of them must not.
+
+    Raises:
+        TimeoutError: some do not stand still, or do not die.
+    """
+    deadline_s = time.monotonic() + _DEATH_TIMEOUT_S
+    while moving := [pid for pid in pids(namespace) if not _stands_still(pid)]:
+        signal_all(namespace, signal.SIGSTOP)
+        if time.monotonic() > deadline_s:
+            raise TimeoutError(f"processes of {namespace} do not stand still: {moving}")
+    # Those that were started last come first: a parent's end would let children go on.
+    for pid in sorted(pids(namespace), key=procfs.started, reverse=True):
+        _end(pid, deadline_s - time.monotonic())
+        time.sleep(_BREATH_S)
+    kill_all(namespace)
 
 
 def _end(pid: int, timeout_s: float) -> None:
@@ -228,6 +246,10 @@ def _end(pid: int, timeout_s: float) -> None:
             select.select([process], [], [], max(0.0, timeout_s))
         finally:
             os.close(process)
+
+
+def _stands_still(pid: int) -> bool:
+    return procfs.state(pid) in (*procfs.STOPPED, *procfs.DEAD)
 
 
 def remove_namespace(namespace: str) -> None:

@@ -18,9 +18,9 @@ WRITTEN_OFF_S = 22.0
 
 @fault("node lost", cost=Cost.EXPENSIVE)
 async def node_lost(world: World, rng: random.Random) -> AsyncIterator[None]:
-    """All processes of a node die at once; it comes back later."""
+    """All processes of a node stand still, and are gone soon after; it comes back later."""
     name = victims.node(world, rng)
-    await world.kill_node(name)
+    await world.dismantle_node(name)
     try:
         yield
     finally:
@@ -72,12 +72,12 @@ async def node_frozen(world: World, rng: random.Random) -> AsyncIterator[None]:
     """A node stands still, its sessions are called elsewhere, and it goes on where it was."""
     victim = await victims.session(world, rng)
     async with victims.turn_held(world, victim):
-        await world.freeze_node(victim.node)
         try:
+            await world.nodes[victim.node].freeze()
             await asyncio.sleep(rng.uniform(1.5, 3.0) * world.lease_ttl_ms / 1000)
             yield
         finally:
-            await world.thaw_node(victim.node)
+            await world.nodes[victim.node].thaw()
     await world.settled()
 
 

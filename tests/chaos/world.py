@@ -307,18 +307,15 @@ class World:
         await self.nodes[name].kill()
         await self._write_off(name)
 
+    async def dismantle_node(self, name: str) -> None:
+        """Let a node stand still, then end everything on it."""
+        await self.nodes[name].dismantle()
+        await self._write_off(name)
+
     async def start_node(self, name: str) -> None:
         """Start a killed node again; returns once all nodes are in service."""
         await self._restart_ray(self.nodes[name])
         await self.settled()
-
-    async def freeze_node(self, name: str) -> None:
-        """Stop all processes of a node where they are."""
-        await self.nodes[name].signal_all(signal.SIGSTOP)
-
-    async def thaw_node(self, name: str) -> None:
-        """Let them go on."""
-        await self.nodes[name].signal_all(signal.SIGCONT)
 
     async def kill_gateway(self, name: str) -> None:
         """Kill a node's gateway."""

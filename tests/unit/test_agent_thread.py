@@ -208,6 +208,37 @@ async def test_the_end_of_the_thread(stage: Stage) -> None:
     stage.thread.close()
 
 
+async def test_the_end_of_a_thread_whose_tasks_answer_with_an_exit(stage: Stage) -> None:
+    """They end one after the other, also if the loop was asked to stop twice meanwhile."""
+    tasks: list[asyncio.Task[None]] = []
+    ended = []
+
+    async def stubborn(number: int) -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.append(number)
+            raise SystemExit(number)
+
+    async def begin() -> None:
+        tasks.extend(asyncio.create_task(stubborn(number)) for number in range(3))
+        await asyncio.sleep(0)
+
+    loop = stage.thread._loop
+
+    def stop_twice() -> None:
+        # As where an exit ends the loop while it is being closed.
+        stage.thread._over = True
+        loop.stop()
+        loop.call_soon(loop.stop)
+
+    await stage.thread.call(begin())
+    loop.call_soon_threadsafe(stop_twice)
+    await eventually.until(lambda: not stage.thread._thread.is_alive())
+    assert sorted(ended) == [0, 1, 2]
+    assert loop.is_closed()
+
+
 async def test_exit_in_a_callback_leaves_the_thread_at_work(stage: Stage) -> None:
     """What the agent started may end the loop, but not the turns after it."""
     await stage.run("exit later")

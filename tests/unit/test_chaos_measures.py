@@ -17,6 +17,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "chaos"))
 import fault
 import jobs
 import measures
+import procfs
 import schedule
 from in_process_service import GATEWAYS, Client, Session, World, a_fault
 
@@ -72,7 +73,7 @@ async def test_sessions_of_a_dead_node_are_called_until_they_answer(tmp_path: pa
         await watch.stand()
     assert len(taken) == 1
     assert 0 <= taken[0] < measures.AGAIN_MAX_S
-    assert measures.state(process.pid) == ""
+    assert procfs.state(process.pid) == ""
 
 
 async def test_turns_elsewhere_are_those_on_nodes_that_go_on(

@@ -168,6 +168,6 @@ while True:
     namespace = lost.inside[-1]
     with lost.running(parent):
         assert len(network.pids(namespace)) == 2
-        network.kill_all(namespace)
+        network.dismantle(namespace)
     assert network.pids(namespace) == []
     assert not noted.exists()

@@ -252,7 +252,7 @@ def test_whom_to_call(tmp_path: pathlib.Path) -> None:
 
     assert found(options.Options(), {}) == ("127.0.0.1:7000", "tp_dev")
     assert found(options.Options(address="127.0.0.1:7010"), {}) == ("127.0.0.1:7010", "tp_dev")
-    assert found(options.Options(address="localhost:7010"), {}) == ("localhost:7010", "tp_dev")
+    assert found(options.Options(address="localhost:7010"), {}) == ("127.0.0.1:7010", "tp_dev")
     assert found(options.Options(address="localhost:7011"), {}) == ("localhost:7011", None)
     assert found(options.Options(), environ) == ("e:1", "tp_env")
     assert found(options.Options(address="f:1", api_key="tp_f"), environ) == ("f:1", "tp_f")

@@ -1,33 +1,53 @@
 """Lives that a fork server plays before it forks."""
 
+import asyncio
+import gc
 import pathlib
 import sys
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from torpor import errors
-from torpor.actors import rehearsal, residence
+from torpor.actors import agent_thread, recovery, rehearsal, residence
 from torpor.actors.ray_compat import fork_server
+from torpor.storage import memory_sessions
 
 
-def test_nothing_is_left(monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path) -> None:
-    """Threads, descriptors, streams, folders: all as before, so that the process can be forked."""
+@pytest.fixture
+def traces(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path
+) -> Callable[[], tuple[object, ...]]:
+    """Return what shows traces: threads, descriptors, streams, folders."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(rehearsal.tempfile, "tempdir", str(tmp_path))
+    # The test's process has threads of its own.
+    monkeypatch.setattr(fork_server, "THREAD_END_S", 0.0)
+    # Of other tests.
+    gc.collect()
 
-    def found() -> tuple[Any, ...]:
-        folders = pathlib.Path.cwd(), list(tmp_path.glob("torpor-*/*"))
-        return set(threading.enumerate()), fork_server.descriptors(), sys.stdout, *folders
+    def found() -> tuple[object, ...]:
+        # The folder of sockets stays, and is empty.
+        left = [path for path in tmp_path.glob("torpor-*/*") if path.name != "lanes"]
+        left += tmp_path.glob("torpor-*/lanes/*")
+        return (
+            set(threading.enumerate()),
+            fork_server.descriptors(),
+            sys.stdout,
+            left,
+            pathlib.Path.cwd(),
+        )
 
-    before = found()
-    rehearsal.rehearse()
-    # The folder of sockets stays, and is empty.
-    (sockets,) = tmp_path.glob("torpor-*/lanes")
-    assert not list(sockets.iterdir())
-    sockets.rmdir()
-    assert found() == before
+    return found
+
+
+def test_nothing_is_left(traces: Callable[[], object]) -> None:
+    """All is as before, so that the process can be forked."""
+    before = traces()
+    fork_server.warm_up()
+    assert traces() == before
 
 
 def test_all_of_a_life_is_played(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -52,26 +72,45 @@ def test_all_of_a_life_is_played(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(left) == rehearsal.LIVES
 
 
-def test_a_life_that_fails_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where sessions cannot live nothing is forked, and the log has the reason."""
+@pytest.mark.parametrize(
+    ("kind", "step"),
+    [
+        (memory_sessions.MemorySessions, "acquire"),
+        (recovery.Waking, "_bring_back"),
+        (agent_thread.AgentThread, "wake"),
+        (residence.Residence, "_commit"),
+        (residence.Residence, "_leave"),
+    ],
+)
+def test_a_life_that_fails_is_told_and_leaves_nothing(
+    traces: Callable[[], object],
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    kind: type,
+    step: str,
+) -> None:
+    """The reason goes to the log, and the process can be forked all the same."""
 
-    async def refuse(*_: Any) -> Any:
+    async def refuse(*_: Any, **__: Any) -> Any:
         raise errors.StorageFull("no room")
 
-    monkeypatch.setattr(residence.Residence, "_commit", refuse)
-    with pytest.raises(errors.StorageFull, match="no room"):
-        rehearsal.rehearse()
-
-
-def test_a_rehearsal_that_fails_costs_no_forks(
-    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
-    """Children are forked as well, and are slower; the log says why."""
-
-    def fail() -> None:
-        raise OSError("no room")
-
-    monkeypatch.setattr(rehearsal, "rehearse", fail)
-    monkeypatch.setattr(fork_server, "THREAD_END_S", 0.0)
+    monkeypatch.setattr(kind, step, refuse)
+    before = traces()
     fork_server.warm_up()
+    assert traces() == before
     assert "no room" in capfd.readouterr().err
+
+
+def test_lives_that_take_too_long_are_left_out(
+    traces: Callable[[], object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever waits for the first fork does not wait for the last life."""
+
+    async def hang(*_: Any) -> Any:
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(agent_thread.AgentThread, "wake", hang)
+    monkeypatch.setattr(rehearsal, "LIVES_TIMEOUT_S", 0.05)
+    before = traces()
+    fork_server.warm_up()
+    assert traces() == before

@@ -10,7 +10,15 @@ import msgspec
 import pytest
 
 from torpor import definition, deployment, errors, messages
-from torpor.actors import lane, lane_address, lane_frames, mailbox, protocol, session
+from torpor.actors import (
+    lane,
+    lane_address,
+    lane_frames,
+    mailbox,
+    ownership,
+    protocol,
+    session,
+)
 from torpor.storage import local_blobs, memory_store, records
 from torpor.testing import activations, eventually, store_samples
 
@@ -283,13 +291,21 @@ async def test_why_a_session_cannot_be_loaded_is_told_once_it_is_durable(
 ) -> None:
     """It was found with a claim that may be lost, and with it what it speaks of."""
     process, store, claim = unclaimed
-    durable = asyncio.Event()
+    settling, durable = asyncio.Event(), asyncio.Event()
+    settle = ownership.Ownership.settle
+
+    async def watched(self: ownership.Ownership) -> None:
+        settling.set()
+        await settle(self)
+
     monkeypatch.setattr(Stubborn, "refuses", True)
     monkeypatch.setattr(store.sessions, "flush", durable.wait)
+    monkeypatch.setattr(ownership.Ownership, "settle", watched)
     await process.bind(protocol.Bind(claim=claim, laps_ms={}, boot_s=60.0))
     booted = asyncio.create_task(process.booted())
-    assert process._living is not None
-    await asyncio.wait([process._living], timeout=0.2)
+    await asyncio.wait(
+        [booted, asyncio.create_task(settling.wait())], return_when="FIRST_COMPLETED"
+    )
     assert not booted.done()
     durable.set()
     refusal = await booted

@@ -302,22 +302,23 @@ async def test_a_stock_that_closes_ends_all(
     await eventually.assert_eventually(ended)
 
 
-async def test_the_second_half_of_a_stock_is_started_one_with_each_look(
-    starts: Starts, clock: clock_double.FakeClock
+@pytest.mark.parametrize(("takes", "sizes"), [(59, (2, 3)), (120, (3, 5)), (210, (4, 8))])
+async def test_what_a_burst_has_taken_is_made_up_for_with_time(
+    starts: Starts, clock: clock_double.FakeClock, takes: int, sizes: tuple[int, int]
 ) -> None:
-    """After a burst there is soon something in stock, and all that is wanted a few looks later."""
+    """Half of the stock at once, the rest from look to look as fast as it is taken on average."""
     stock = slot_stock.Stock(starts.start, clock, starts_max=slot_stock.STOCK_MAX * 2)
+    tenants = ["red", "blue"]
+    starts.let(takes * 4)
     stock.adjust(room=ROOM)
-    burst = int(slot_stock.HORIZON_S / slot_stock.REFILL_S * slot_stock.STOCK_MAX)
-    starts.let(burst * 2)
-    for _ in range(burst):
-        await stock.take(kind())
+    for tenant in tenants * takes:
+        await stock.take(kind(tenant))
 
     async def stands_at(count: int) -> bool:
-        return len(stock) == count and stock.starting == 0
+        up = [sum(one.kind.tenant == tenant for one in starts.made) for tenant in tenants]
+        return up == [takes + count] * 2 and stock.starting == 0
 
-    half = slot_stock.STOCK_MAX // 2
-    for count in range(half, slot_stock.STOCK_MAX + 1):
+    for count in sizes:
         await eventually.assert_eventually(lambda count=count: stands_at(count))
         stock.adjust(room=ROOM)
-    await eventually.assert_eventually(lambda: stands_at(slot_stock.STOCK_MAX))
+    await eventually.assert_eventually(lambda: stands_at(sizes[-1]))

@@ -49,8 +49,9 @@ def target(options: Options, environ: Mapping[str, str], folder: pathlib.Path) -
     local = (_line(folder / "address") or "").split()
     address = options.address or environ.get("TORPOR_ADDRESS") or next(iter(local), None)
     api_key = options.api_key or environ.get("TORPOR_API_KEY")
-    if not api_key and address and _numeric(address) in map(_numeric, local):
-        api_key = _line(folder / "api-key")
+    if not api_key and address and _numeric(address) in local:
+        # Under a name somebody else might listen, too.
+        address, api_key = _numeric(address), _line(folder / "api-key")
     return Target(
         address=address or connecting.ADDRESS,
         api_key=api_key or None,
