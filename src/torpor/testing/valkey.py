@@ -1,7 +1,9 @@
 """A real store server for tests: started, killed and restarted on the same files."""
 
+import contextlib
 import os
 import pathlib
+import random
 import shutil
 import signal
 import socket
@@ -13,6 +15,10 @@ from collections.abc import Mapping
 SERVER_VARIABLE = "TORPOR_TEST_REDIS_SERVER"
 #: A server on a busy machine is up in well under this.
 START_TIMEOUT_S = 20.0
+#: Below what kernels give to outgoing connections, one of which might take a port meanwhile.
+_PORTS = range(20_000, 32_000)
+#: On a machine where so many of them are taken something else is wrong.
+PORTS_TRIED_MAX = 64
 
 
 def embedded() -> pathlib.Path:
@@ -143,8 +149,13 @@ class Server:
 
 
 def free_port(host: str = "127.0.0.1") -> int:
-    """Return a port of an address of this machine that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind((host, 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """Return a port of an address of this machine that nobody listens on now.
+
+    Raises:
+        OSError: none of those that were tried is free.
+    """
+    for port in random.sample(_PORTS, PORTS_TRIED_MAX):
+        with contextlib.suppress(OSError), socket.socket() as probe:
+            probe.bind((host, port))
+            return port
+    raise OSError(f"of {PORTS_TRIED_MAX} ports of {host} none is free")
