@@ -193,7 +193,8 @@ def test_where_the_time_of_wakes_went(gateway: ScriptedGateway) -> None:
     ]
     gateway.script["ListEvents"] = [sessions_pb2.ListEventsResponse(events=wakes)]
     rows = torpor("sessions", "explain", "s", "--last", "2").stdout.splitlines()
-    assert rows[0].split("\t") == ["EPOCH", "NODE", "PLACEMENT", "SLOT", "FIRST TURN", "SUM"]
+    titles = ["EPOCH", "NODE", "PLACEMENT MS", "SLOT MS", "FIRST TURN MS", "SUM MS"]
+    assert rows[0].split("\t") == titles
     assert [row.split("\t")[0] for row in rows[1:]] == ["2", "3"]
     assert rows[1].split("\t")[1:] == ["node-1", "1.5", "0.5", "3.0", "5.0"]
     (wake,) = json.loads(torpor("sessions", "explain", "s", "--json").stdout)
@@ -223,7 +224,9 @@ def test_files(gateway: ScriptedGateway, tmp_path: pathlib.Path) -> None:
     assert (header.header.path, header.header.mode) == ("d/a.txt", 0o600)
     assert content.data == b"h\xff"
     assert torpor("files", "put", "s", "none.txt").exit_code == failures.USAGE
-    assert torpor("files", "get", "s", "d/a.txt", "no/where").exit_code == failures.ERROR
+    nowhere = torpor("files", "get", "s", "d/a.txt", "no/where")
+    assert nowhere.exit_code == failures.USAGE
+    assert "there is no local folder no" in nowhere.stderr
 
 
 def test_agents_and_nodes(gateway: ScriptedGateway) -> None:

@@ -38,6 +38,7 @@ EPILOG = (
 _REMEDIES: dict[type[errors.TorporError], str] = {
     errors.Unavailable: "start one with `torpor dev`, or name another with --address",
     errors.SessionNotFound: "see `torpor sessions ls`; another tenant's need --tenant",
+    errors.SessionExists: "see it with `torpor sessions get {session}`, or choose another id",
     errors.SessionPaused: "see `torpor sessions resume {session}`",
     errors.NotEvictable: "pause it first: `torpor sessions pause {session}`",
     errors.NodeNotFound: "see `torpor nodes ls`",
@@ -55,6 +56,7 @@ _MODULE_REMEDY = (
     "start `torpor dev` in the folder of the module, or install it on the nodes: they import it "
     "themselves"
 )
+_LOGS_REMEDY = "its processes may have printed why: `torpor sessions logs {session}`"
 #: What gRPC says in brackets when it reaches nobody, of which the last part alone is for people.
 _UNREACHABLE = re.compile(r" \((?:.*: )?(.*?)\]?\); is it running, and is the address right\?")
 
@@ -68,11 +70,12 @@ def remedy(error: errors.TorporError) -> str:
     """Return what the user can do; empty if the message says it."""
     if isinstance(error, errors.AgentImportFailed):
         return _MODULE_REMEDY if "ModuleNotFoundError" in error.message else ""
+    told = _REMEDIES.get(type(error), "")
     if isinstance(error, errors.TurnFailed) and error.ids.get("seq", "0") == "0":
         # Nothing of it was committed, so the history has no more to say.
-        return ""
+        told = _LOGS_REMEDY if isinstance(error, errors.MessageGivenUp) else ""
     try:
-        return _REMEDIES.get(type(error), "").format(**error.ids)
+        return told.format(**error.ids)
     except KeyError:
         return ""
 

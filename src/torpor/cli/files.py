@@ -62,6 +62,8 @@ def get(
         place = pathlib.Path(local or pathlib.PurePosixPath(path).name)
         if place.is_dir():
             place /= pathlib.PurePosixPath(path).name
+        if not place.parent.is_dir():
+            raise errors.InvalidField(f"there is no local folder {place.parent}", field="local")
         size_bytes = files.read_to(path, place)
     output.note(f"{place}: {size_bytes} bytes")
 

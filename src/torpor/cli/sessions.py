@@ -214,8 +214,8 @@ def explain(
         took_ms = wake.get("took_ms", {})
         spent = [f"{took_ms[lap]:.1f}" if lap in took_ms else "" for lap in laps]
         rows.append((str(wake["epoch"]), wake["node"], *spent, f"{sum(took_ms.values()):.1f}"))
-    titles = (lap.upper().replace("_", " ") for lap in laps)
-    output.table(("EPOCH", "NODE", *titles, "SUM"), rows)
+    titles = (f"{lap.upper().replace('_', ' ')} MS" for lap in laps)
+    output.table(("EPOCH", "NODE", *titles, "SUM MS"), rows)
 
 
 @app.command()
