@@ -74,7 +74,7 @@ def main() -> NoReturn:
     code = 1
     path, lock = pathlib.Path(sys.argv[1]), int(sys.argv[2])
     os.set_inheritable(lock, False)
-    failed = path.with_suffix(".failed")
+    failed = path.with_suffix(worker_starter.FAILED)
     failed.unlink(missing_ok=True)
     try:
         made_for = msgspec.json.decode(os.environ.pop(worker_starter.RECIPE), type=recipe.Recipe)
@@ -183,6 +183,8 @@ class Server:
         ended, write_end = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.signal(signal.SIGCHLD, lambda *_: None)
         signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
+        # A child that looked at them all would have all their names in memory of its own.
+        _note_inherited()
         gc.collect()
         gc.freeze()
         self._owned = [*owned, self._raylet, ended, write_end]
@@ -262,7 +264,6 @@ def become_worker(
             os.close(descriptor)
         _take_over(request)
         _reseed()
-        _note_inherited()
         _report_connection(starter)
         run_worker(program, request["arguments"])
         code = 0

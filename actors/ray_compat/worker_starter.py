@@ -2,26 +2,34 @@
 
 Asks the fork server of the agent for a child that becomes the worker; starts that server where
 there is none. Whatever is not as expected ends in what Ray itself would have done, in this process:
-so it is run as a program, and imports nothing but what Python brings.
+so it is run as a program, and imports nothing but what Python brings. Each start of a worker pays
+for these imports: most of the library's modules would cost more than all that is done here.
 
 A worker's start occupies one of the raylet's few start-up places until the worker has registered,
 up to a minute: so every wait here is bounded, and its end is the stock path.
 """
 
+from __future__ import annotations
+
 import array
 import contextlib
 import fcntl
-import hashlib
 import json
 import os
-import pathlib
-import signal
 import socket
 import sys
-import tempfile
 import time
-from collections.abc import Iterator
-from typing import Any, NoReturn
+
+try:
+    # What `hashlib` loads beside it is not needed.
+    from _blake2 import blake2b
+except ImportError:
+    from hashlib import blake2b
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from typing import Any, NoReturn
 
 #: In the runtime environment of what may be forked: JSON of `recipe.Recipe`.
 RECIPE = "TORPOR_FORK"
@@ -38,6 +46,10 @@ FORK_TIMEOUT_S = 30.0
 #: Libraries that start threads as they are imported, which no fork survives, are told not to: a
 #: node's processors are shared by many sessions. Who sets another number has no forks.
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+#: Beside a server's socket: held as long as it lives; why it could not start.
+LOCK, FAILED = ".lock", ".failed"
+#: As `signal` has it.
+SIGKILL = 9
 #: How often a starter looks whether another's server is up.
 _LOOK_EVERY_S = 0.02
 #: What a server that could not start leaves keeps others from trying for so long.
@@ -110,9 +122,9 @@ def fork(recipe: str, environment: dict[str, str], arguments: list[str]) -> None
         request = {
             "arguments": arguments,
             "environment": environment,
-            "folder": str(pathlib.Path.cwd()),
+            "folder": os.getcwd(),
             "niceness": os.getpriority(os.PRIO_PROCESS, 0),
-            "oom_score": pathlib.Path("/proc/self/oom_score_adj").read_text(),
+            "oom_score": _text("/proc/self/oom_score_adj"),
         }
         child = 0
         try:
@@ -130,7 +142,7 @@ def fork(recipe: str, environment: dict[str, str], arguments: list[str]) -> None
             reason = "it ended"
         if child:
             with contextlib.suppress(ProcessLookupError):
-                os.kill(child, signal.SIGKILL)
+                os.kill(child, SIGKILL)
         raise NotForked(f"the child {child} did not register: {reason}")
 
 
@@ -147,7 +159,7 @@ def connected(recipe: str, environment: dict[str, str], ends_s: float) -> Iterat
         server.settimeout(_left_s(ends_s))
         while not _connects(server, path):
             _demand_hope(path)
-            with path.with_suffix(".lock").open("a") as lock:
+            with open(path + LOCK, "a") as lock:
                 if _locks(lock.fileno()):
                     if _connects(server, path):
                         break
@@ -156,7 +168,7 @@ def connected(recipe: str, environment: dict[str, str], ends_s: float) -> Iterat
                     if started:
                         _give_up(path, "the fork server ended as it started, without a word")
                     # The lock that is held here counts, too.
-                    if _servers(path.parent) > SERVERS_MAX:
+                    if _servers(os.path.dirname(path)) > SERVERS_MAX:
                         raise NotForked(f"{SERVERS_MAX} fork servers run on this node already")
                     # The lock goes to the server, and with its end.
                     start_server(path, recipe, environment, lock.fileno())
@@ -167,7 +179,7 @@ def connected(recipe: str, environment: dict[str, str], ends_s: float) -> Iterat
         yield server
 
 
-def start_server(path: pathlib.Path, recipe: str, environment: dict[str, str], lock: int) -> None:
+def start_server(path: str, recipe: str, environment: dict[str, str], lock: int) -> None:
     """Start a server in the background, with the environment of this worker.
 
     Ray reads its settings from there when it is imported.
@@ -175,7 +187,9 @@ def start_server(path: pathlib.Path, recipe: str, environment: dict[str, str], l
     # Not as a program: its children are to find the module that they come from. `-P`: nothing is
     # imported from the current folder, which in a child is the session's workspace.
     run = "from torpor.actors.ray_compat import fork_server; fork_server.main()"
-    command = [sys.executable, "-P", "-c", run, str(path), str(lock)]
+    command = [sys.executable, "-P", "-c", run, path, str(lock)]
+    import signal
+
     if child := os.fork():
         os.waitpid(child, 0)
         return
@@ -198,33 +212,35 @@ def start_server(path: pathlib.Path, recipe: str, environment: dict[str, str], l
         os._exit(1)
 
 
-def server_path(recipe: str, environment: dict[str, str]) -> pathlib.Path:
+def server_path(recipe: str, environment: dict[str, str]) -> str:
     """Return where the server of a recipe listens: one for each raylet, job, tenant and agent.
 
     Raises:
         NotForked: the folder is not ours alone.
     """
-    folder = pathlib.Path(tempfile.gettempdir()) / f"torpor-{os.getuid()}"
-    folder.mkdir(mode=0o700, exist_ok=True)
-    found = folder.lstat()
-    if found.st_uid != os.getuid() or found.st_mode & 0o077 or folder.is_symlink():
+    shared = os.environ.get("TMPDIR") or "/tmp"  # noqa: S108 — the folder in it is checked
+    folder = os.path.join(shared, f"torpor-{os.getuid()}")
+    with contextlib.suppress(FileExistsError):
+        os.mkdir(folder, mode=0o700)
+    found = os.lstat(folder)
+    if found.st_uid != os.getuid() or found.st_mode & 0o077 or os.path.islink(folder):
         raise NotForked(f"{folder} is not ours alone")
     ray_settings = sorted(
         (name, value) for name, value in environment.items() if name.startswith("RAY_")
     )
     said = json.dumps([recipe, ray_settings, sys.executable])
-    return folder / f"fork-{hashlib.sha256(said.encode()).hexdigest()[:24]}"
+    return os.path.join(folder, f"fork-{blake2b(said.encode(), digest_size=12).hexdigest()}")
 
 
 def stock_starter(arguments: list[str]) -> str:
     """Return the path of Ray's own starter, which lies beside its worker."""
     for argument in arguments:
         if argument.endswith("default_worker.py"):
-            return str(pathlib.Path(argument).with_name("setup_worker.py"))
+            return os.path.join(os.path.dirname(argument), "setup_worker.py")
     # Not a worker of Ray's: it cannot be found more cheaply.
     import ray
 
-    return str(pathlib.Path(ray.__file__).parent / "_private/workers/setup_worker.py")
+    return os.path.join(os.path.dirname(ray.__file__), "_private/workers/setup_worker.py")
 
 
 def send(to: socket.socket, frame: bytes, descriptors: list[int]) -> None:
@@ -276,9 +292,14 @@ def _frame(source: socket.socket, head: bytes) -> bytes:
     return bytes(frame)
 
 
-def _connects(server: socket.socket, path: pathlib.Path) -> bool:
+def _text(path: str) -> str:
+    with open(path) as file:
+        return file.read()
+
+
+def _connects(server: socket.socket, path: str) -> bool:
     try:
-        server.connect(str(path))
+        server.connect(path)
     except (FileNotFoundError, ConnectionRefusedError):
         return False
     return True
@@ -292,32 +313,33 @@ def _locks(descriptor: int) -> bool:
     return True
 
 
-def _servers(folder: pathlib.Path) -> int:
+def _servers(folder: str) -> int:
     """Count the servers that live: each holds its lock."""
-    return sum(map(_is_locked, folder.glob("*.lock")))
+    locks = (os.path.join(folder, name) for name in os.listdir(folder) if name.endswith(LOCK))
+    return sum(map(_is_locked, locks))
 
 
-def _is_locked(path: pathlib.Path) -> bool:
-    with contextlib.suppress(FileNotFoundError), path.open() as lock:
+def _is_locked(path: str) -> bool:
+    with contextlib.suppress(FileNotFoundError), open(path) as lock:
         return not _locks(lock.fileno())
     return False
 
 
-def _demand_hope(path: pathlib.Path) -> None:
+def _demand_hope(path: str) -> None:
     """Raise NotForked if a server said lately why it cannot be."""
-    failed = path.with_suffix(".failed")
     with contextlib.suppress(FileNotFoundError):
         # A clock that is set back costs a late try, no more.
-        if time.time() - failed.stat().st_mtime < FAILED_S:
-            raise NotForked(failed.read_text())
+        if time.time() - os.stat(path + FAILED).st_mtime < FAILED_S:
+            raise NotForked(_text(path + FAILED))
 
 
-def _give_up(path: pathlib.Path, reason: str) -> NoReturn:
+def _give_up(path: str, reason: str) -> NoReturn:
     """Raise NotForked here, and for a while in others that would try.
 
     Each that waits in vain holds a start-up place, which other agents lack.
     """
-    path.with_suffix(".failed").write_text(reason)
+    with open(path + FAILED, "w") as file:
+        file.write(reason)
     raise NotForked(reason)
 
 

@@ -29,7 +29,6 @@ START_TIMEOUT_S = 60.0
 #: For what sessions must not share, and what they may.
 SHARED = functools.partial(pytest.raises, RuntimeError)
 HARMLESS = contextlib.nullcontext()
-CONTEXT = worker_starter.CONTEXT_ARGUMENT
 
 #: Serves forks that run a program of the test's; the raylet is the test itself.
 SERVER = """
@@ -112,7 +111,7 @@ def server(tmp_path: pathlib.Path) -> Iterator[Server]:
 @pytest.fixture
 def modules(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> pathlib.Path:
     """Return a folder of agents' modules, for servers that this test has for itself."""
-    monkeypatch.setattr(worker_starter.tempfile, "gettempdir", lambda: str(tmp_path))
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
     folder = tmp_path / "modules"
     folder.mkdir()
     return folder
@@ -216,44 +215,6 @@ def test_a_starter_that_leaves_does_not_stop_the_server(server: Server) -> None:
 
 
 @pytest.mark.parametrize(
-    ("context", "language"),
-    [
-        ({}, "PYTHON"),
-        ({"env_vars": {"OTHER": "x"}}, "PYTHON"),
-        ({"env_vars": {worker_starter.RECIPE: "{}"}}, "JAVA"),
-        ({"env_vars": {worker_starter.RECIPE: "{}"}, "command_prefix": ["nice"]}, "PYTHON"),
-        ({"env_vars": {worker_starter.RECIPE: "{}"}, "py_executable": "/other"}, "PYTHON"),
-        ({"env_vars": {worker_starter.RECIPE: "{}", "A": "${B}"}}, "PYTHON"),
-        ({"env_vars": {worker_starter.RECIPE: "{}"}, "news": 1}, "PYTHON"),
-    ],
-)
-def test_what_is_not_known_takes_the_stock_path(context: object, language: str) -> None:
-    """Only a worker with our recipe, and nothing else that would have to be set up, is forked."""
-    arguments = [CONTEXT + json.dumps(context), worker_starter.LANGUAGE_ARGUMENT + language]
-    assert worker_starter.parse(arguments, {})[0] == ""
-
-
-def test_a_recipe_is_found_and_the_environment_is_the_workers() -> None:
-    """The starter's own arguments are taken away, variables of the runtime environment set."""
-    context = {"env_vars": {worker_starter.RECIPE: "{}", "A": "b"}, "py_executable": sys.executable}
-    recipe, environment, rest = worker_starter.parse(
-        ["default_worker.py", CONTEXT + json.dumps(context), "--language=PYTHON", "--node-id=1"],
-        {"C": "d"},
-    )
-    assert (recipe, rest) == ("{}", ["default_worker.py", "--node-id=1"])
-    assert environment == {"C": "d", "A": "b", worker_starter.RECIPE: "{}"}
-
-
-@pytest.mark.usefixtures("modules")
-def test_a_folder_of_somebody_else_is_not_used(tmp_path: pathlib.Path) -> None:
-    """Who could put a socket there could have our workers do what he likes."""
-    worker_starter.server_path("{}", {})
-    (tmp_path / f"torpor-{os.getuid()}").chmod(0o777)
-    with pytest.raises(worker_starter.NotForked, match="not ours alone"):
-        worker_starter.server_path("{}", {})
-
-
-@pytest.mark.parametrize(
     ("source", "why"),
     [
         ("import no_such", "no_such"),
@@ -347,7 +308,7 @@ def test_servers_are_bounded(modules: pathlib.Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(worker_starter, "SERVERS_MAX", 2)
     started = []
     monkeypatch.setattr(worker_starter, "start_server", lambda *asked: started.append(asked))
-    folder = worker_starter.server_path("{}", {}).parent
+    folder = pathlib.Path(worker_starter.server_path("{}", {})).parent
     locks = [(folder / f"fork-{number}.lock").open("a") for number in range(3)]
     for lock in locks[:2]:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -358,18 +319,6 @@ def test_servers_are_bounded(modules: pathlib.Path, monkeypatch: pytest.MonkeyPa
     assert len(started) == 1
     for lock in locks[1:]:
         lock.close()
-
-
-@pytest.mark.parametrize("context", ["no JSON", '{"env_vars": {"NAME": 1}}', "[]"])
-def test_whatever_is_not_understood_is_left_to_ray(
-    context: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A starter that fails in a new way would leave the raylet waiting for a worker."""
-    became: list[list[str]] = []
-    monkeypatch.setattr(worker_starter.os, "execv", lambda _, command: became.append(command))
-    arguments = [CONTEXT + context, "--language=PYTHON", "/ray/default_worker.py"]
-    worker_starter.main(arguments)
-    assert became == [[sys.executable, "/ray/setup_worker.py", *arguments]]
 
 
 def test_the_current_folder_is_no_place_to_import_from(
