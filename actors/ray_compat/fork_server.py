@@ -32,6 +32,7 @@ import msgspec
 import ray
 from ray._private import worker
 
+from torpor.actors import heap
 from torpor.actors.ray_compat import recipe, worker_starter
 
 #: Without a request for so long it ends: its memory is some tens of megabytes.
@@ -186,6 +187,7 @@ class Server:
         # A child that looked at them all would have all their names in memory of its own.
         _note_inherited()
         gc.collect()
+        heap.fill_holes()
         gc.freeze()
         self._owned = [*owned, self._raylet, ended, write_end]
         with selectors.DefaultSelector() as selector:
