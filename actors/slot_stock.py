@@ -102,7 +102,7 @@ class _Shelf(Generic[S]):
         self.served = -1
         self.taken_s: collections.deque[float] = collections.deque(maxlen=WAKES_KEPT_MAX)
         self.not_before_s = 0.0
-        #: Starts for the stock before the next look, beyond those that are made at once.
+        #: Starts before the next look, beyond the share that is made up for at once.
         self.leisurely = 0
 
     def wanted(self, now_s: float) -> int:
@@ -115,9 +115,19 @@ class _Shelf(Generic[S]):
 
     def lacks(self, now_s: float) -> bool:
         """Whether one is to be started for the stock now."""
-        coming, wanted = len(self.ready) + self.starting, self.wanted(now_s)
+        wanted = self.wanted(now_s)
         enough = wanted if self.leisurely else math.ceil(AT_ONCE_SHARE * wanted)
-        return coming < enough and now_s >= self.not_before_s
+        return self.coming < enough and now_s >= self.not_before_s
+
+    @property
+    def coming(self) -> int:
+        """How many there are, and on their way up."""
+        return len(self.ready) + self.starting
+
+    def begin(self, now_s: float) -> None:
+        """Take note of a start for the stock."""
+        if self.coming >= AT_ONCE_SHARE * self.wanted(now_s):
+            self.leisurely -= 1
 
     def look(self) -> None:
         """Allow as many starts as there are wakes from one look to the next."""
@@ -207,16 +217,15 @@ class Stock(Generic[S]):
         """
         self._room = room
         now_s = self._clock.monotonic_s()
-        excess = len(self) - max(0, room)
         for name, shelf in list(self._shelves.items()):
-            excess -= self._bury(shelf)
-            surplus = max(len(shelf.ready) - shelf.wanted(now_s), min(excess, len(shelf.ready)))
-            for _ in range(surplus):
-                self._spawn(shelf.ready.pop().discard())
-                excess -= 1
+            self._bury(shelf)
+            for _ in range(len(shelf.ready) - shelf.wanted(now_s)):
+                self._discard_of(shelf)
             shelf.look()
             if not (shelf.ready or shelf.waiters or shelf.starting or shelf.taken_s):
                 del self._shelves[name]
+        for _ in range(len(self) - max(0, room)):
+            self._discard_of(max(self._shelves.values(), key=lambda shelf: len(shelf.ready)))
         self._pump()
 
     def refuse(self) -> None:
@@ -251,13 +260,14 @@ class Stock(Generic[S]):
         sharing = len(+waiting) + (waiting[tenant] == 0)
         return waiting.total() >= WAITING_MAX and waiting[tenant] >= WAITING_MAX // sharing
 
-    def _bury(self, shelf: _Shelf[S]) -> int:
-        """Remove what dead slots have left; returns how many there were."""
-        dead = [slot for slot in shelf.ready if not slot.lives]
-        for slot in dead:
+    def _bury(self, shelf: _Shelf[S]) -> None:
+        """Remove what dead slots have left."""
+        for slot in [slot for slot in shelf.ready if not slot.lives]:
             shelf.ready.remove(slot)
             self._spawn(slot.discard())
-        return len(dead)
+
+    def _discard_of(self, shelf: _Shelf[S]) -> None:
+        self._spawn(shelf.ready.pop().discard())
 
     def _pump(self) -> None:
         """Begin as many starts as may run: first for who waits, tenant after tenant."""
@@ -267,7 +277,7 @@ class Stock(Generic[S]):
                 shelf = self._understocked()
                 if shelf is None:
                     return
-                shelf.leisurely = max(0, shelf.leisurely - 1)
+                shelf.begin(self._clock.monotonic_s())
             shelf.starting += 1
             shelf.served = next(self._served)
             self._spawn(self._bring_up(shelf))

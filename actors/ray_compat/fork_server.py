@@ -75,14 +75,16 @@ def main() -> NoReturn:
     code = 1
     path, lock = pathlib.Path(sys.argv[1]), int(sys.argv[2])
     os.set_inheritable(lock, False)
-    failed = path.with_suffix(worker_starter.FAILED)
+    failed = pathlib.Path(f"{path}{worker_starter.FAILED}")
     failed.unlink(missing_ok=True)
     try:
         made_for = msgspec.json.decode(os.environ.pop(worker_starter.RECIPE), type=recipe.Recipe)
         raylet = os.pidfd_open(int(os.environ["RAY_RAYLET_PID"]))
         before = descriptors()
         preload(made_for)
-        # Set by the starter, for imports that hang.
+        gc.collect()
+        heap.fill_holes()
+        # Set by the starter, for what hangs so far.
         signal.setitimer(signal.ITIMER_REAL, 0)
         demand_one_thread()
         demand_no_connection(before)
@@ -184,10 +186,9 @@ class Server:
         ended, write_end = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.signal(signal.SIGCHLD, lambda *_: None)
         signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
-        # A child that looked at them all would have all their names in memory of its own.
+        # To list all modules in a child would copy the pages of their names.
         _note_inherited()
         gc.collect()
-        heap.fill_holes()
         gc.freeze()
         self._owned = [*owned, self._raylet, ended, write_end]
         with selectors.DefaultSelector() as selector:

@@ -3,7 +3,7 @@
 Asks the fork server of the agent for a child that becomes the worker; starts that server where
 there is none. Whatever is not as expected ends in what Ray itself would have done, in this process:
 so it is run as a program, and imports nothing but what Python brings. Each start of a worker pays
-for these imports: most of the library's modules would cost more than all that is done here.
+for these imports: most modules of the standard library cost more than all that is done here.
 
 A worker's start occupies one of the raylet's few start-up places until the worker has registered,
 up to a minute: so every wait here is bounded, and its end is the stock path.
@@ -19,12 +19,6 @@ import os
 import socket
 import sys
 import time
-
-try:
-    # What `hashlib` loads beside it is not needed.
-    from _blake2 import blake2b
-except ImportError:
-    from hashlib import blake2b
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -137,6 +131,8 @@ def fork(recipe: str, environment: dict[str, str], arguments: list[str]) -> None
             if server.recv(1) == CONNECTED:
                 return
         except (OSError, ValueError, EOFError) as error:
+            if isinstance(error, TimeoutError) and not child:
+                _give_up(server_path(recipe, environment), "the fork server does not answer")
             reason = f"{type(error).__name__} {error}"
         else:
             reason = "it ended"
@@ -154,13 +150,14 @@ def connected(recipe: str, environment: dict[str, str], ends_s: float) -> Iterat
         NotForked: there is none, and will be none soon.
     """
     path = server_path(recipe, environment)
+    _demand_hope(path)
     started = False
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as server:
         server.settimeout(_left_s(ends_s))
         while not _connects(server, path):
             _demand_hope(path)
             with open(path + LOCK, "a") as lock:
-                if _locks(lock.fileno()):
+                if _locks(lock.fileno(), path + LOCK):
                     if _connects(server, path):
                         break
                     # Perhaps it said so just now, as it ended.
@@ -218,8 +215,7 @@ def server_path(recipe: str, environment: dict[str, str]) -> str:
     Raises:
         NotForked: the folder is not ours alone.
     """
-    shared = os.environ.get("TMPDIR") or "/tmp"  # noqa: S108 — the folder in it is checked
-    folder = os.path.join(shared, f"torpor-{os.getuid()}")
+    folder = os.path.join(_shared_folder(), f"torpor-{os.getuid()}")
     with contextlib.suppress(FileExistsError):
         os.mkdir(folder, mode=0o700)
     found = os.lstat(folder)
@@ -229,7 +225,27 @@ def server_path(recipe: str, environment: dict[str, str]) -> str:
         (name, value) for name, value in environment.items() if name.startswith("RAY_")
     )
     said = json.dumps([recipe, ray_settings, sys.executable])
-    return os.path.join(folder, f"fork-{blake2b(said.encode(), digest_size=12).hexdigest()}")
+    return os.path.join(folder, f"fork-{_digest(said.encode())}")
+
+
+def _shared_folder() -> str:
+    """Return the folder that `tempfile.gettempdir` would."""
+    named = filter(None, map(os.environ.get, ("TMPDIR", "TEMP", "TMP")))
+    for folder in (*map(os.path.abspath, named), "/tmp", "/var/tmp"):  # noqa: S108 — it is checked
+        if os.access(folder, os.W_OK | os.X_OK):
+            return folder
+    raise NotForked("no folder for temporary files can be written to")
+
+
+def _digest(said: bytes) -> str:
+    try:
+        # What `hashlib` loads beside it costs more than all else here.
+        from _blake2 import blake2b
+    except ImportError:
+        import hashlib
+
+        return hashlib.sha256(said).hexdigest()[:24]
+    return blake2b(said, digest_size=12).hexdigest()
 
 
 def stock_starter(arguments: list[str]) -> str:
@@ -305,24 +321,30 @@ def _connects(server: socket.socket, path: str) -> bool:
     return True
 
 
-def _locks(descriptor: int) -> bool:
+def _locks(descriptor: int, path: str) -> bool:
+    """Whether a file could be locked that still lies at its path."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+        return os.path.samestat(os.fstat(descriptor), os.stat(path))
+    except (BlockingIOError, FileNotFoundError):
         return False
-    return True
 
 
 def _servers(folder: str) -> int:
-    """Count the servers that live: each holds its lock."""
-    locks = (os.path.join(folder, name) for name in os.listdir(folder) if name.endswith(LOCK))
-    return sum(map(_is_locked, locks))
-
-
-def _is_locked(path: str) -> bool:
-    with contextlib.suppress(FileNotFoundError), open(path) as lock:
-        return not _locks(lock.fileno())
-    return False
+    """Count the servers that live, each of which holds its lock, and remove what others left."""
+    found = 0
+    for name in os.listdir(folder):
+        if name.endswith(LOCK):
+            path = os.path.join(folder, name)
+            with contextlib.suppress(FileNotFoundError), open(path) as lock:
+                if not _locks(lock.fileno(), path):
+                    found += 1
+                elif time.time() - os.fstat(lock.fileno()).st_mtime > FAILED_S:
+                    # The lock comes last: whoever finds it gone makes another.
+                    for suffix in ("", FAILED, LOCK):
+                        with contextlib.suppress(FileNotFoundError):
+                            os.unlink(path.removesuffix(LOCK) + suffix)
+    return found
 
 
 def _demand_hope(path: str) -> None:
@@ -338,8 +360,10 @@ def _give_up(path: str, reason: str) -> NoReturn:
 
     Each that waits in vain holds a start-up place, which other agents lack.
     """
-    with open(path + FAILED, "w") as file:
+    # Whole at once: others may be reading.
+    with open(f"{path}.{os.getpid()}", "w") as file:
         file.write(reason)
+    os.replace(file.name, path + FAILED)
     raise NotForked(reason)
 
 

@@ -231,7 +231,7 @@ def dismantle(namespace: str) -> None:
         if time.monotonic() > deadline_s:
             raise TimeoutError(f"processes of {namespace} do not stand still: {moving}")
     # Those that were started last come first: a parent's end would let children go on.
-    for pid in sorted(pids(namespace), key=procfs.started, reverse=True):
+    for pid in sorted(pids(namespace), key=lambda pid: (procfs.started(pid), pid), reverse=True):
         _end(pid, deadline_s - time.monotonic())
         time.sleep(_BREATH_S)
     kill_all(namespace)

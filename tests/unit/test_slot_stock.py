@@ -280,6 +280,38 @@ async def test_stock_follows_demand(stock: slot_stock.Stock[Process], starts: St
     assert 0 < sizes[0] < sizes[-1] == slot_stock.STOCK_MAX
 
 
+async def test_short_of_room_the_fullest_shelf_gives_first(
+    starts: Starts, clock: clock_double.FakeClock
+) -> None:
+    """What nobody wants any more goes before what somebody does, and no more than must."""
+    stock = slot_stock.Stock(starts.start, clock, starts_max=slot_stock.STOCK_MAX)
+    starts.let(1_000)
+
+    async def settled() -> bool:
+        return stock.starting == 0
+
+    async def fill(tenant: str, takes: int) -> None:
+        for _ in range(takes):
+            await stock.take(kind(tenant))
+        for _ in range(slot_stock.STOCK_MAX):
+            stock.adjust(room=ROOM)
+            await eventually.assert_eventually(settled)
+
+    await fill("red", 59)
+    await fill("blue", 120)
+    begun = len(starts.begun)
+    assert [len(shelf.ready) for shelf in stock._shelves.values()] == [3, 5]
+    stock.adjust(room=4)
+    assert [len(shelf.ready) for shelf in stock._shelves.values()] == [2, 2]
+    await clock.advance(slot_stock.HORIZON_S / 2)
+    await stock.take(kind("blue"))
+    await clock.advance(slot_stock.HORIZON_S / 2 + 1)
+    # Of three that are left nobody wants two.
+    stock.adjust(room=1)
+    assert [len(shelf.ready) for shelf in stock._shelves.values()] == [0, 1]
+    assert len(starts.begun) == begun
+
+
 async def test_a_stock_that_closes_ends_all(
     stock: slot_stock.Stock[Process], starts: Starts
 ) -> None:

@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import socket
 import subprocess
 import sys
 
@@ -76,3 +77,57 @@ def test_whatever_is_not_understood_is_left_to_ray(
     arguments = [CONTEXT + context, "--language=PYTHON", "/ray/default_worker.py"]
     worker_starter.main(arguments)
     assert became == [[sys.executable, "/ray/setup_worker.py", *arguments]]
+
+
+def test_a_server_that_does_not_answer_is_waited_for_once(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each start that waits in vain holds a place that other agents lack."""
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(worker_starter, "FORK_TIMEOUT_S", 0.05)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as silent:
+        silent.bind(worker_starter.server_path("{}", {}))
+        silent.listen(8)
+        for _ in range(2):
+            with pytest.raises(worker_starter.NotForked, match="does not answer"):
+                worker_starter.fork("{}", {}, [])
+        silent.setblocking(False)
+        silent.accept()[0].close()
+        with pytest.raises(BlockingIOError):
+            silent.accept()
+
+
+def test_without_a_cheap_hash_another_is_taken(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not every Python has it, and a starter that fails leaves the raylet without workers."""
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setitem(sys.modules, "_blake2", None)
+    first, second = (worker_starter.server_path(recipe, {}) for recipe in ("{}", "[]"))
+    assert first != second
+
+
+def test_what_servers_of_long_ago_have_left_is_removed(tmp_path: pathlib.Path) -> None:
+    """Each raylet, job and agent version has names of its own; a starter's that goes on stays."""
+    for name in ("old", "new", "living"):
+        for suffix in ("", worker_starter.FAILED, worker_starter.LOCK):
+            (tmp_path / f"fork-{name}{suffix}").touch()
+    for name in ("old", "living"):
+        os.utime(tmp_path / f"fork-{name}{worker_starter.LOCK}", (0, 0))
+    living = tmp_path / f"fork-living{worker_starter.LOCK}"
+    with living.open() as held:
+        assert worker_starter._locks(held.fileno(), str(living))
+        assert worker_starter._servers(str(tmp_path)) == 1
+    assert {path.name.partition(".")[0] for path in tmp_path.iterdir()} == {
+        "fork-new",
+        "fork-living",
+    }
+
+
+def test_a_lock_that_was_removed_is_none(tmp_path: pathlib.Path) -> None:
+    """Two that hold one each would start two servers."""
+    path = tmp_path / "lock"
+    with path.open("w") as first:
+        path.unlink()
+        path.touch()
+        assert not worker_starter._locks(first.fileno(), str(path))

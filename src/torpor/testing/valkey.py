@@ -15,7 +15,8 @@ from collections.abc import Mapping
 SERVER_VARIABLE = "TORPOR_TEST_REDIS_SERVER"
 #: A server on a busy machine is up in well under this.
 START_TIMEOUT_S = 20.0
-#: Below what kernels give to outgoing connections, one of which might take a port meanwhile.
+#: Below what kernels by default give to outgoing connections, one of which might take a port
+#: meanwhile.
 _PORTS = range(20_000, 32_000)
 #: On a machine where so many of them are taken something else is wrong.
 PORTS_TRIED_MAX = 64
@@ -154,7 +155,8 @@ def free_port(host: str = "127.0.0.1") -> int:
     Raises:
         OSError: none of those that were tried is free.
     """
-    for port in random.sample(_PORTS, PORTS_TRIED_MAX):
+    # Tests may seed the common source of numbers, all alike.
+    for port in random.SystemRandom().sample(_PORTS, PORTS_TRIED_MAX):
         with contextlib.suppress(OSError), socket.socket() as probe:
             probe.bind((host, port))
             return port
