@@ -20,7 +20,7 @@ from loadtests import waiting
 MESSAGE = b"m" * 200
 #: Said of every floor that has actors started: a raylet has one starter for all its workers.
 STARTED_BY_US = (
-    "started through torpor's worker starter, which costs each some 45 ms of CPU (about 6 %) more"
+    "started through torpor's worker starter, which costs each some 20 ms of CPU (about 3 %) more"
 )
 #: What runs when a worker starts; one that was forked from another process started as that one.
 WORKER = "default_worker.py"
