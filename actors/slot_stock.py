@@ -102,8 +102,6 @@ class _Shelf(Generic[S]):
         self.served = -1
         self.taken_s: collections.deque[float] = collections.deque(maxlen=WAKES_KEPT_MAX)
         self.not_before_s = 0.0
-        #: Starts before the next look, beyond the share that is made up for at once.
-        self.leisurely = 0
 
     def wanted(self, now_s: float) -> int:
         """Return how many there should be in stock."""
@@ -113,25 +111,10 @@ class _Shelf(Generic[S]):
             return 0
         return min(STOCK_MAX, 1 + math.ceil(len(self.taken_s) / HORIZON_S * REFILL_S))
 
-    def lacks(self, now_s: float) -> bool:
-        """Whether one is to be started for the stock now."""
-        wanted = self.wanted(now_s)
-        enough = wanted if self.leisurely else math.ceil(AT_ONCE_SHARE * wanted)
-        return self.coming < enough and now_s >= self.not_before_s
-
-    @property
-    def coming(self) -> int:
-        """How many there are, and on their way up."""
-        return len(self.ready) + self.starting
-
-    def begin(self, now_s: float) -> None:
-        """Take note of a start for the stock."""
-        if self.coming >= AT_ONCE_SHARE * self.wanted(now_s):
-            self.leisurely -= 1
-
-    def look(self) -> None:
-        """Allow as many starts as there are wakes from one look to the next."""
-        self.leisurely = math.ceil(len(self.taken_s) / HORIZON_S * LOOK_S)
+    def lacks(self, now_s: float, share: float) -> bool:
+        """Whether fewer than that share of what is wanted are there or on their way up."""
+        coming = len(self.ready) + self.starting
+        return coming < math.ceil(share * self.wanted(now_s)) and now_s >= self.not_before_s
 
 
 class Stock(Generic[S]):
@@ -221,12 +204,12 @@ class Stock(Generic[S]):
             self._bury(shelf)
             for _ in range(len(shelf.ready) - shelf.wanted(now_s)):
                 self._discard_of(shelf)
-            shelf.look()
             if not (shelf.ready or shelf.waiters or shelf.starting or shelf.taken_s):
                 del self._shelves[name]
         for _ in range(len(self) - max(0, room)):
             self._discard_of(max(self._shelves.values(), key=lambda shelf: len(shelf.ready)))
         self._pump()
+        self._make_up()
 
     def refuse(self) -> None:
         """Send away who waits; what is up stays."""
@@ -271,16 +254,28 @@ class Stock(Generic[S]):
 
     def _pump(self) -> None:
         """Begin as many starts as may run: first for who waits, tenant after tenant."""
-        while not self._closed and self.starting < self._starts_max:
-            shelf = self._awaited()
+        while self._may_start():
+            shelf = self._awaited() or self._understocked(AT_ONCE_SHARE)
             if shelf is None:
-                shelf = self._understocked()
-                if shelf is None:
-                    return
-                shelf.begin(self._clock.monotonic_s())
-            shelf.starting += 1
-            shelf.served = next(self._served)
-            self._spawn(self._bring_up(shelf))
+                return
+            self._begin(shelf)
+
+    def _make_up(self) -> None:
+        """Begin as many starts beyond that share as there are wakes from one look to the next."""
+        taken = sum(len(shelf.taken_s) for shelf in self._shelves.values())
+        for _ in range(math.ceil(taken / HORIZON_S * LOOK_S)):
+            shelf = self._understocked(1.0) if self._may_start() else None
+            if shelf is None:
+                return
+            self._begin(shelf)
+
+    def _may_start(self) -> bool:
+        return not self._closed and self.starting < self._starts_max
+
+    def _begin(self, shelf: _Shelf[S]) -> None:
+        shelf.starting += 1
+        shelf.served = next(self._served)
+        self._spawn(self._bring_up(shelf))
 
     def _awaited(self) -> _Shelf[S] | None:
         """Return whom to start for that is waited for.
@@ -298,13 +293,13 @@ class Stock(Generic[S]):
         ]
         return _first(lacking, under_way)
 
-    def _understocked(self) -> _Shelf[S] | None:
-        """Return whom to start for that has too few in stock."""
+    def _understocked(self, share: float) -> _Shelf[S] | None:
+        """Return whom to start for that has less than that share of what is wanted."""
         now_s = self._clock.monotonic_s()
         if len(self) + self.starting >= self._room or self.starting >= self._starts_max - 1 > 0:
             # One place is left for whoever comes next.
             return None
-        lacking = [shelf for shelf in self._shelves.values() if shelf.lacks(now_s)]
+        lacking = [shelf for shelf in self._shelves.values() if shelf.lacks(now_s, share)]
         return _first(lacking, self._under_way())
 
     def _under_way(self) -> collections.Counter[str]:
