@@ -31,7 +31,7 @@ from torpor.storage import keyring, local_blobs, records, redis_store, storage_p
 log = logging.getLogger(__name__)
 
 #: How often the load is published and idle sessions are looked for.
-BEAT_S = 1.0
+BEAT_S = slot_stock.LOOK_S
 #: Ray's own calls in flight: activations that wait, and everything quick.
 CONCURRENCY_MAX = 256
 #: Workspaces of deleted sessions, and those that were kept long enough, are removed this often.

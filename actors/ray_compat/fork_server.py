@@ -82,6 +82,7 @@ def main() -> NoReturn:
         raylet = os.pidfd_open(int(os.environ["RAY_RAYLET_PID"]))
         before = descriptors()
         preload(made_for)
+        # Once for both: what is garbage is neither shared with children nor leaves holes later.
         gc.collect()
         heap.fill_holes()
         # Set by the starter, for what hangs so far.
@@ -188,7 +189,6 @@ class Server:
         signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
         # To list all modules in a child would copy the pages of their names.
         _note_inherited()
-        gc.collect()
         gc.freeze()
         self._owned = [*owned, self._raylet, ended, write_end]
         with selectors.DefaultSelector() as selector:

@@ -181,12 +181,12 @@ def start_server(path: str, recipe: str, environment: dict[str, str], lock: int)
 
     Ray reads its settings from there when it is imported.
     """
+    import signal
+
     # Not as a program: its children are to find the module that they come from. `-P`: nothing is
     # imported from the current folder, which in a child is the session's workspace.
     run = "from torpor.actors.ray_compat import fork_server; fork_server.main()"
     command = [sys.executable, "-P", "-c", run, path, str(lock)]
-    import signal
-
     if child := os.fork():
         os.waitpid(child, 0)
         return

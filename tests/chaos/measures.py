@@ -281,8 +281,7 @@ async def owners(world: "World") -> Mapping[str, "Resident"]:
 
 def _goes_on(node: "Node") -> bool:
     """Whether a node is neither lost nor frozen: its raylet runs."""
-    raylets = node.find(machine.Role.RAYLET)
-    return any(procfs.state(pid) not in (*procfs.DEAD, *procfs.STOPPED) for pid in raylets)
+    return not all(map(procfs.stands_still, node.find(machine.Role.RAYLET)))
 
 
 def _took_s(operation: Operation) -> float:

@@ -195,9 +195,7 @@ def pids(namespace: str) -> list[int]:
 def signal_all(namespace: str, number: signal.Signals) -> None:
     """Send a signal to every process in a namespace, and to those that they start meanwhile."""
     for _ in range(_SIGNAL_ROUNDS):
-        for pid in pids(namespace):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, number)
+        _signal(pids(namespace), number)
 
 
 def kill_all(namespace: str) -> None:
@@ -208,9 +206,7 @@ def kill_all(namespace: str) -> None:
     """
     deadline_s = time.monotonic() + _DEATH_TIMEOUT_S
     while found := pids(namespace):
-        for pid in found:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        _signal(found, signal.SIGKILL)
         if time.monotonic() > deadline_s:
             raise TimeoutError(f"processes of {namespace} do not die: {found}")
         time.sleep(_POLL_S)
@@ -226,7 +222,7 @@ def dismantle(namespace: str) -> None:
         TimeoutError: some do not stand still, or do not die.
     """
     deadline_s = time.monotonic() + _DEATH_TIMEOUT_S
-    while moving := [pid for pid in pids(namespace) if not _stands_still(pid)]:
+    while moving := [pid for pid in pids(namespace) if not procfs.stands_still(pid)]:
         signal_all(namespace, signal.SIGSTOP)
         if time.monotonic() > deadline_s:
             raise TimeoutError(f"processes of {namespace} do not stand still: {moving}")
@@ -235,6 +231,12 @@ def dismantle(namespace: str) -> None:
         _end(pid, deadline_s - time.monotonic())
         time.sleep(_BREATH_S)
     kill_all(namespace)
+
+
+def _signal(found: list[int], number: signal.Signals) -> None:
+    for pid in found:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)
 
 
 def _end(pid: int, timeout_s: float) -> None:
@@ -246,10 +248,6 @@ def _end(pid: int, timeout_s: float) -> None:
             select.select([process], [], [], max(0.0, timeout_s))
         finally:
             os.close(process)
-
-
-def _stands_still(pid: int) -> bool:
-    return procfs.state(pid) in (*procfs.STOPPED, *procfs.DEAD)
 
 
 def remove_namespace(namespace: str) -> None:

@@ -4,12 +4,17 @@ import pathlib
 
 #: First letters of a process's state: it is dead; it is stopped.
 DEAD = ("", "Z", "X")
-STOPPED = ("T", "t")
+_STOPPED = ("T", "t")
 
 
 def state(pid: int) -> str:
     """Return the letter of a process's state, empty if there is no such process."""
     return _fields(pid)[0]
+
+
+def stands_still(pid: int) -> bool:
+    """Whether a process is dead or stopped."""
+    return state(pid) in (*DEAD, *_STOPPED)
 
 
 def started(pid: int) -> int:

@@ -93,6 +93,15 @@ async def filled(stock: slot_stock.Stock[Process], starts: Starts) -> None:
     await eventually.assert_eventually(full)
 
 
+async def settled(stock: slot_stock.Stock[Process]) -> None:
+    """Wait until no start is under way."""
+
+    async def still() -> bool:
+        return stock.starting == 0
+
+    await eventually.assert_eventually(still)
+
+
 async def test_an_agent_that_nobody_wakes_has_none(
     stock: slot_stock.Stock[Process], starts: Starts, clock: clock_double.FakeClock
 ) -> None:
@@ -266,15 +275,12 @@ async def test_stock_follows_demand(stock: slot_stock.Stock[Process], starts: St
     starts.let(1_000)
     sizes = []
 
-    async def settled() -> bool:
-        return stock.starting == 0
-
     for takes in (1, 60, 600):
         for _ in range(takes):
             await stock.take(kind())
         for _ in range(slot_stock.STOCK_MAX):
             stock.adjust(room=ROOM)
-            await eventually.assert_eventually(settled)
+            await settled(stock)
         sizes.append(len(stock))
     assert sizes == sorted(sizes)
     assert 0 < sizes[0] < sizes[-1] == slot_stock.STOCK_MAX
@@ -287,15 +293,12 @@ async def test_short_of_room_the_fullest_shelf_gives_first(
     stock = slot_stock.Stock(starts.start, clock, starts_max=slot_stock.STOCK_MAX)
     starts.let(1_000)
 
-    async def settled() -> bool:
-        return stock.starting == 0
-
     async def fill(tenant: str, takes: int) -> None:
         for _ in range(takes):
             await stock.take(kind(tenant))
         for _ in range(slot_stock.STOCK_MAX):
             stock.adjust(room=ROOM)
-            await eventually.assert_eventually(settled)
+            await settled(stock)
 
     await fill("red", 59)
     await fill("blue", 120)
@@ -351,15 +354,12 @@ async def test_what_a_burst_has_taken_is_made_up_for_with_time(
         up = [sum(one.kind.tenant == tenant for one in starts.made) for tenant in tenants]
         return up == [takes + count] * 2 and stock.starting == 0
 
-    async def settled() -> bool:
-        return stock.starting == 0
-
     half, full = sizes
     await eventually.assert_eventually(lambda: stands_at(half))
     made = len(starts.made)
     for _ in range(2):
         stock.adjust(room=ROOM)
-        await eventually.assert_eventually(settled)
+        await settled(stock)
         # Of both: no more than they were woken in the time of a look.
         assert len(starts.made) - made <= 2 * takes / slot_stock.HORIZON_S + 1
         made = len(starts.made)
